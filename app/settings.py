@@ -1,0 +1,147 @@
+"""Every setting of the service, read once: `Settings()` reads the environment, tests build their own.
+
+Each is an environment variable `FINETUNED_<NAME>`; `DATABASE_URL`, `REDIS_URL` and `GENERATOR_URL` are
+also taken under their customary names. docs/settings.md lists them all.
+"""
+
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GIB = 1024**3
+
+
+def _seconds(value: object) -> object:
+    """A bare number is seconds; pydantic alone would want ISO 8601."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+
+
+def _customary(name: str) -> AliasChoices:
+    return AliasChoices(name, f"FINETUNED_{name.upper()}", name.upper())
+
+
+class Settings(BaseSettings):
+    """Raises pydantic.ValidationError, naming the variable, where a value does not fit its type."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FINETUNED_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    # Where things are
+    home: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("finetuned"),
+        description="Folder of all that is kept: files, checkpoints, models, the embedded database",
+    )
+    host: str = Field("127.0.0.1", description="Address the API listens on; loopback only for now")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0 takes a free one")
+    database_url: SecretStr | None = Field(
+        None,
+        validation_alias=_customary("database_url"),
+        description="PostgreSQL to use instead of the embedded one: postgresql://user:password@host/name",
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        validation_alias=_customary("redis_url"),
+        description="Redis or Valkey to use instead of the embedded one: redis://… or unix:///path",
+    )
+    generator_url: str | None = Field(
+        None,
+        validation_alias=_customary("generator_url"),
+        description="Generator to use instead of the embedded one: http://host:port or unix:/path",
+    )
+    log_level: str = Field("info", description="Least level written to the logs: debug, info, warning, error")
+    worker_slots: int = Field(1, ge=1, description="Jobs one worker trains at a time: one per GPU")
+    organization: str = Field(
+        "finetuned", description="`organization_id` of jobs, and the name in `ft:` models"
+    )
+
+    # Base models
+    base_models: Path | None = Field(None, description="Folder of model folders, offered by folder name")
+    hub_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"),
+        description="Hub models offered under a bare name, comma separated",
+    )
+
+    # The job protocol. The lease is six heartbeats, so five may be lost before a job is given away.
+    lease: Duration = Field(timedelta(seconds=60), description="How long a claim holds without a heartbeat")
+    heartbeat: Duration = Field(timedelta(seconds=10), description="How often a worker reports")
+    lease_grace: Duration = Field(
+        timedelta(seconds=10),
+        description="How long past its lease a job is left alone before it is taken away",
+    )
+    sweep_interval: Duration = Field(
+        timedelta(seconds=10), description="How often dead claims are looked for"
+    )
+    redispatch: Duration = Field(
+        timedelta(seconds=30),
+        description="After how long a queued job that nobody claimed is announced again",
+    )
+    stop_grace: Duration = Field(
+        timedelta(seconds=30),
+        description="How long a trainer may take to save when stopped, before it is killed",
+    )
+    stall: Duration = Field(
+        timedelta(minutes=15), description="A trainer that states nothing for so long is ended as stalled"
+    )
+    max_offline: Duration = Field(
+        timedelta(minutes=30), description="How long a worker trains on without the database before it stops"
+    )
+    max_attempts: int = Field(3, ge=1, description="Crashes after which a job fails for good")
+    retry_delay: Duration = Field(
+        timedelta(seconds=30), description="Wait after the first crash; doubled each time up to 15 minutes"
+    )
+
+    # Limits
+    max_file_bytes: int = Field(8 * GIB, gt=0, description="Largest file that may be uploaded, in bytes")
+    min_free_bytes: int = Field(
+        GIB, ge=0, description="With less free disk than this, new files and jobs are refused (507)"
+    )
+    checkpoints_kept: int = Field(
+        3, ge=2, description="Newest checkpoints kept per job, besides the best; at least 2"
+    )
+    generator_memory_bytes: int = Field(
+        4 * GIB, gt=0, description="Memory for loaded models; the least recently used leave first"
+    )
+    generator_queue: int = Field(
+        256, ge=1, description="Completions waiting or running before 429 is answered"
+    )
+
+    @field_validator("hub_models", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return (
+            tuple(name.strip() for name in value.split(",") if name.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("home", "base_models", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @cached_property
+    def storage_folder(self) -> Path:
+        """Files, checkpoints and models, by key."""
+        return self.home / "storage"
+
+    @cached_property
+    def address_file(self) -> Path:
+        """Holds the API's address while it is up."""
+        return self.home / "address"
+
+    @cached_property
+    def key_file(self) -> Path:
+        """Holds the first API key, mode 0600."""
+        return self.home / "key"
