@@ -1,0 +1,278 @@
+"""What state a job is in; the verbs of workers, of the sweep and of the dispatcher. Users' verbs: `wishes`.
+
+Nothing outside this folder changes `Job.status`.
+
+    validating_files ──► queued ◄───────────── resume ──────────────┐
+                          │  ▲                                      │
+                    claim │  │ release · retry · reap               │
+                          ▼  │                                      │
+                        running ──── pause wish ──────────────► paused ◄── pause (of a queued job)
+                          │
+                          ├── finish ──► succeeded
+                          ├── finish · out of attempts ──► failed
+                          └── cancel wish ──► cancelled ◄── cancel (of a queued or paused job)
+
+A verb is one conditional UPDATE: it answers None (or raises InvalidRequest, where a user asked) when the row
+was not in a state that allows it. `epoch` grows with each claim and each reap; a worker writes only under the
+epoch it claimed, so one that was given up for dead finds every door shut.
+Wishes (`cancel_requested_at`, `pause_requested_at`) stand beside the status: "cancelling" is never a state in
+which a job could be stuck. Each verb leaves an event in the same transaction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.lifecycle.history import note
+from app.tables import Attempt, Job, JsonObject, now
+
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a job, for as long as `epoch` is the row's."""
+
+    job_id: str
+    epoch: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of a running job."""
+
+    cancel: bool
+    pause: bool
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed, as the user reads it."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+def claim(session: Session, job_id: str, worker: str, lease: timedelta) -> Claim | None:
+    """queued → running, once. None: somebody has it, or it is no longer (or not yet) wanted."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.status == "queued", Job.not_before <= now)
+        .values(
+            status="running",
+            phase="preparing",
+            attempt=Job.attempt + 1,
+            epoch=Job.epoch + 1,
+            worker=worker,
+            lease_expires_at=now + lease,
+            started_at=func.coalesce(Job.started_at, now),
+        )
+        .returning(Job.epoch, Job.attempt)
+    ).one_or_none()
+    if row is None:
+        return None
+    session.execute(insert(Attempt).values(job_id=job_id, epoch=row.epoch, worker=worker))
+    note(
+        session,
+        job_id,
+        "info",
+        "claimed",
+        f"Attempt {row.attempt} started on worker {worker}.",
+        {"epoch": row.epoch, "attempt": row.attempt, "worker": worker},
+    )
+    return Claim(job_id, row.epoch, row.attempt, worker)
+
+
+def _held(held: Claim) -> ColumnElement[bool]:
+    return and_(Job.id == held.job_id, Job.status == "running", Job.epoch == held.epoch)
+
+
+def beat(session: Session, held: Claim, lease: timedelta, values: JsonObject) -> Wishes | None:
+    """Prove life and write progress; takes the row's lock, so what follows in this transaction is fenced too.
+
+    None: the claim is lost, stop at once and write nothing.
+    """
+    row = session.execute(
+        update(Job)
+        .where(_held(held))
+        .values(lease_expires_at=now + lease, **values)
+        .returning(Job.cancel_requested_at, Job.pause_requested_at)
+    ).one_or_none()
+    if row is None:
+        return None
+    return Wishes(row.cancel_requested_at is not None, row.pause_requested_at is not None)
+
+
+def _end_attempt(session: Session, held: Claim, exit_code: int | None, reason: str) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == held.job_id, Attempt.epoch == held.epoch, Attempt.ended_at.is_(None))
+        .values(ended_at=now, exit_code=exit_code, reason=reason)
+    )
+
+
+_LEFT: JsonObject = {"worker": None, "lease_expires_at": None, "phase": None, "estimated_finish": None}
+
+
+def succeed(session: Session, held: Claim, fine_tuned_model: str, trained_tokens: int) -> bool:
+    """running → succeeded. False: the claim was lost. What commits first wins: a pending cancel is late."""
+    done = session.scalar(
+        update(Job)
+        .where(_held(held))
+        .values(
+            status="succeeded",
+            finished_at=now,
+            fine_tuned_model=fine_tuned_model,
+            trained_tokens=trained_tokens,
+            pause_requested_at=None,
+            **_LEFT,
+        )
+        .returning(Job.id)
+    )
+    if done is not None:
+        _end_attempt(session, held, 0, "finished")
+        note(session, held.job_id, "info", "succeeded", f"The model {fine_tuned_model} is ready.")
+    return done is not None
+
+
+def fail(session: Session, held: Claim, error: JobError, exit_code: int | None = None) -> bool:
+    """running → failed, for what trying again cannot mend; → cancelled where that was wished meanwhile."""
+    return _leave(session, held, error, exit_code, refund=0, again=False, delay=timedelta(0)) is not None
+
+
+def release(session: Session, held: Claim, reason: str, exit_code: int | None = None) -> str | None:
+    """Give a job back unharmed (drain, pause, cancel): costs no attempt. The new status, None if lost."""
+    return _leave(
+        session, held, JobError(reason, reason), exit_code, refund=1, again=True, delay=timedelta(0)
+    )
+
+
+def retry(
+    session: Session, held: Claim, error: JobError, delay: timedelta, exit_code: int | None = None
+) -> str | None:
+    """Give a job back after a crash: queued again after `delay`, or failed when its attempts are used up."""
+    return _leave(session, held, error, exit_code, refund=0, again=True, delay=delay)
+
+
+def _next_status(used_up: ColumnElement[bool]) -> ColumnElement[Any]:
+    return case(
+        (Job.cancel_requested_at.is_not(None), literal("cancelled")),
+        (used_up, literal("failed")),
+        (Job.pause_requested_at.is_not(None), literal("paused")),
+        else_=literal("queued"),
+    )
+
+
+def _leave(
+    session: Session,
+    held: Claim,
+    error: JobError,
+    exit_code: int | None,
+    *,
+    refund: int,
+    again: bool,
+    delay: timedelta,
+) -> str | None:
+    used_up = (Job.attempt - refund >= Job.max_attempts) if again else literal(True)
+    after = _next_status(used_up)
+    status: str | None = session.scalar(
+        update(Job)
+        .where(_held(held))
+        .values(
+            status=after,
+            attempt=Job.attempt - refund,
+            not_before=now + delay,
+            dispatched_at=None,
+            finished_at=case((after.in_(ENDED), now)),
+            error_code=case((after == "failed", error.code)),
+            error_message=case((after == "failed", error.message)),
+            error_param=case((after == "failed", error.param)),
+            cancel_requested_at=case((after == "cancelled", Job.cancel_requested_at)),
+            pause_requested_at=None,
+            **_LEFT,
+        )
+        .returning(Job.status)
+    )
+    if status is None:
+        return None
+    _end_attempt(session, held, exit_code, error.code)
+    _tell_left(session, held, status, error, delay)
+    return status
+
+
+def _tell_left(session: Session, held: Claim, status: str, error: JobError, delay: timedelta) -> None:
+    if status == "failed":
+        note(session, held.job_id, "error", error.code, error.message)
+    elif status == "cancelled":
+        note(session, held.job_id, "info", "cancelled", "Cancelled; the last checkpoint is kept.")
+    elif status == "paused":
+        note(session, held.job_id, "info", "paused", "Paused; resume goes on from the last checkpoint.")
+    elif delay:
+        seconds = round(delay.total_seconds())
+        message = f"Attempt {held.attempt} ended: {error.message} Trying again in {seconds} s."
+        note(session, held.job_id, "warn", error.code, message)
+    else:
+        message = "The worker gave the job back; it goes on from the last checkpoint."
+        note(session, held.job_id, "info", error.code, message)
+
+
+def reap(session: Session, grace: timedelta) -> Sequence[str]:
+    """Take away claims whose lease ran out `grace` ago; any number of reapers may try. Their job ids."""
+    used_up = Job.attempt >= Job.max_attempts
+    after = _next_status(used_up)
+    lost = select(Job.id, Job.epoch, Job.worker, Job.attempt).where(
+        Job.status == "running", Job.lease_expires_at < now - grace
+    )
+    dead = session.execute(lost.with_for_update(skip_locked=True)).all()
+    for row in dead:
+        error = JobError("worker_lost", f"Worker {row.worker} was not heard of for longer than its lease.")
+        status = session.scalars(
+            update(Job)
+            .where(Job.id == row.id)
+            .values(
+                status=after,
+                epoch=Job.epoch + 1,
+                dispatched_at=None,
+                finished_at=case((after.in_(ENDED), now)),
+                error_code=case((after == "failed", error.code)),
+                error_message=case((after == "failed", error.message)),
+                cancel_requested_at=case((after == "cancelled", Job.cancel_requested_at)),
+                pause_requested_at=None,
+                **_LEFT,
+            )
+            .returning(Job.status)
+        ).one()
+        held = Claim(row.id, row.epoch, row.attempt, row.worker)
+        _end_attempt(session, held, None, error.code)
+        if status == "queued":
+            note(session, row.id, "warn", error.code, f"{error.message} The job goes to another worker.")
+        else:
+            _tell_left(session, held, status, error, timedelta(0))
+    return [row.id for row in dead]
+
+
+def due(session: Session, again: timedelta, limit: int) -> Sequence[str]:
+    """Ids of queued jobs that are not announced, or were so `again` ago and nobody came; first come first."""
+    return session.scalars(
+        select(Job.id)
+        .where(
+            Job.status == "queued",
+            Job.not_before <= now,
+            or_(Job.dispatched_at.is_(None), Job.dispatched_at < now - again),
+        )
+        .order_by(Job.priority.desc(), Job.seq)
+        .limit(limit)
+    ).all()
+
+
+def mark_dispatched(session: Session, job_id: str) -> None:
+    """After publishing: a crash between the two only means a second, harmless message."""
+    session.execute(update(Job).where(Job.id == job_id, Job.status == "queued").values(dispatched_at=now))

@@ -1,0 +1,275 @@
+"""The rows. Every rule that a row must obey is a constraint or a trigger (migrations/), so that even
+hand-typed SQL cannot break it; times are the database's clock.
+
+`seq` columns give a total order where many rows share a second: cursors page by them.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+JsonObject = dict[str, Any]
+now = func.clock_timestamp()
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
+        datetime: DateTime(timezone=True),
+        JsonObject: JSONB,
+        int: BigInteger,
+    }
+
+
+def _seq() -> Mapped[int]:
+    return mapped_column(Identity(always=True), unique=True)
+
+
+def _created() -> Mapped[datetime]:
+    return mapped_column(server_default=now)
+
+
+class ApiKey(Base):
+    """A key of an owner. Only the SHA-256 of the secret is kept; 256 random bits need no slow hash."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    name: Mapped[str]
+    secret_sha256: Mapped[str]
+    created_at: Mapped[datetime] = _created()
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class File(Base):
+    """What was uploaded; its bytes lie in the store under `key`."""
+
+    __tablename__ = "files"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = _seq()
+    owner: Mapped[str]
+    key: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    format: Mapped[str]
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+    rows: Mapped[int]
+    created_at: Mapped[datetime] = _created()
+    expires_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (
+        CheckConstraint("status IN ('uploaded','processed','error')", "status"),
+        Index(None, "owner", "seq"),
+    )
+
+
+class Job(Base):
+    """One request to train. Only `lifecycle` changes `status`; `epoch` fences off workers that lost it."""
+
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = _seq()
+    owner: Mapped[str]
+    idempotency_key: Mapped[str | None]
+    request_sha256: Mapped[str]
+
+    # What was asked
+    model: Mapped[str]
+    source: Mapped[str]
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    suffix: Mapped[str | None]
+    seed: Mapped[int]
+    job_metadata: Mapped[JsonObject | None] = mapped_column("metadata")
+    method: Mapped[JsonObject]
+    hyperparameters: Mapped[JsonObject]
+    recipe: Mapped[JsonObject]
+    integrations: Mapped[list[Any] | None] = mapped_column(JSONB)
+
+    # What was found out on the way
+    resolved: Mapped[JsonObject | None]
+    step: Mapped[int] = mapped_column(server_default=text("0"))
+    total_steps: Mapped[int | None]
+    phase: Mapped[str | None]
+    trained_tokens: Mapped[int | None]
+    estimated_finish: Mapped[datetime | None]
+    fine_tuned_model: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_param: Mapped[str | None]
+
+    # Where it stands
+    status: Mapped[str] = mapped_column(server_default="queued")
+    priority: Mapped[int] = mapped_column(server_default=text("0"))
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    max_attempts: Mapped[int]
+    epoch: Mapped[int] = mapped_column(server_default=text("0"))
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    not_before: Mapped[datetime] = _created()
+    dispatched_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _created()
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('validating_files','queued','running','paused','succeeded','failed','cancelled')",
+            "status",
+        ),
+        CheckConstraint("(status = 'running') = (worker IS NOT NULL)", "running_has_worker"),
+        CheckConstraint("(status = 'running') = (lease_expires_at IS NOT NULL)", "running_has_lease"),
+        CheckConstraint(
+            "(status IN ('succeeded','failed','cancelled')) = (finished_at IS NOT NULL)", "ended_has_time"
+        ),
+        CheckConstraint("(status = 'failed') = (error_code IS NOT NULL)", "failed_has_error"),
+        CheckConstraint("(status = 'succeeded') = (fine_tuned_model IS NOT NULL)", "succeeded_has_model"),
+        # A queued job with a wish pending could neither be claimed nor end; a paused one neither.
+        CheckConstraint(
+            "status NOT IN ('queued','paused','validating_files') OR cancel_requested_at IS NULL",
+            "no_cancel_at_rest",
+        ),
+        CheckConstraint("status = 'running' OR pause_requested_at IS NULL", "pause_only_running"),
+        CheckConstraint("attempt >= 0 AND epoch >= attempt AND step >= 0", "counters"),
+        UniqueConstraint("owner", "idempotency_key"),
+        Index(None, "owner", "seq"),
+        Index("ix_jobs_due", text("priority DESC"), "seq", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
+        Index(None, "training_file"),
+        Index(None, "validation_file"),
+    )
+
+
+class Attempt(Base):
+    """One claim of a job by one worker, and how it ended."""
+
+    __tablename__ = "attempts"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str]
+    started_at: Mapped[datetime] = _created()
+    ended_at: Mapped[datetime | None]
+    exit_code: Mapped[int | None]
+    reason: Mapped[str | None]
+
+
+class Event(Base):
+    """A line of a job's history."""
+
+    __tablename__ = "events"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = _seq()
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = _created()
+    level: Mapped[str]
+    type: Mapped[str] = mapped_column(server_default="message")
+    code: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[JsonObject | None]
+    __table_args__ = (
+        CheckConstraint("level IN ('info','warn','error')", "level"),
+        Index(None, "job_id", "seq"),
+    )
+
+
+class Metric(Base):
+    """What one step measured; evaluation columns are filled on the steps that evaluate."""
+
+    __tablename__ = "metrics"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    epoch: Mapped[int]
+    created_at: Mapped[datetime] = _created()
+    epoch_progress: Mapped[float | None]
+    loss: Mapped[float | None]
+    learning_rate: Mapped[float | None]
+    grad_norm: Mapped[float | None]
+    tokens: Mapped[int | None]
+    trained_tokens: Mapped[int | None]
+    tokens_per_second: Mapped[float | None]
+    memory_bytes: Mapped[int | None]
+    skipped: Mapped[bool | None]
+    valid_loss: Mapped[float | None]
+    valid_perplexity: Mapped[float | None]
+    valid_accuracy: Mapped[float | None]
+
+
+class Checkpoint(Base):
+    """A saved state of a job: complete and verified once its row exists."""
+
+    __tablename__ = "checkpoints"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = _seq()
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    step: Mapped[int]
+    epoch: Mapped[int]
+    key: Mapped[str]
+    name: Mapped[str] = mapped_column(unique=True)
+    manifest_sha256: Mapped[str]
+    bytes: Mapped[int]
+    metrics: Mapped[JsonObject]
+    best: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = _created()
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (UniqueConstraint("job_id", "step"), Index(None, "job_id", "seq"))
+
+
+class Model(Base):
+    """A published result; outlives its job's checkpoints."""
+
+    __tablename__ = "models"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = _seq()
+    owner: Mapped[str]
+    name: Mapped[str] = mapped_column(unique=True)
+    base: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    key: Mapped[str]
+    manifest: Mapped[JsonObject]
+    bytes: Mapped[int]
+    created_at: Mapped[datetime] = _created()
+    deleted_at: Mapped[datetime | None]
+    __table_args__ = (Index(None, "owner", "seq"),)
+
+
+class Worker(Base):
+    """A worker process that has been heard of; stale `seen_at` means it is gone."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    slots: Mapped[int]
+    busy: Mapped[int]
+    version: Mapped[str]
+    started_at: Mapped[datetime] = _created()
+    seen_at: Mapped[datetime] = _created()
+    draining: Mapped[bool] = mapped_column(server_default=text("false"))
