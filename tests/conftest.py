@@ -1,0 +1,103 @@
+"""Real servers for every test: one PostgreSQL and one Valkey a session, and a database a test for the asking.
+
+postgres_url        the superuser's URL of the session's server
+database_url        a database of its own for this test, migrated, as the programs see it
+module_database_url the same, shared by the tests of one file
+empty_database_url  a database of its own for this test, with nothing in it
+redis_url           the session's Valkey, shared: keep to keys of your own
+empty_redis_url     the same, emptied before the test
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from app.embedded import sockets
+from app.embedded.postgres import ROLE, Postgres
+from app.embedded.valkey import Valkey
+from app.settings import Settings
+
+NewDatabase = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def socket_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    record = tmp_path_factory.mktemp("sockets") / "sockets"
+    yield sockets.create(record)
+    sockets.remove(record)
+
+
+@pytest.fixture(scope="session")
+def postgres(socket_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    server = Postgres(tmp_path_factory.mktemp("postgres"), socket_folder, durable=False)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres: Postgres) -> str:
+    return postgres.url("postgres")
+
+
+@pytest.fixture(scope="session")
+def redis_url(socket_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = Valkey(tmp_path_factory.mktemp("valkey"), socket_folder)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def empty_redis_url(redis_url: str) -> str:
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    return redis_url
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: Postgres) -> NewDatabase:
+    """Makes a database like the named one (`template0` is empty) and gives its URL."""
+    numbers = count(1)
+
+    def create(template: str) -> str:
+        name = f"test_{next(numbers)}"
+        with psycopg.connect(postgres.url("postgres").replace("+psycopg", ""), autocommit=True) as connection:
+            names = [sql.Identifier(word) for word in (name, ROLE, template)]
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(*names))
+        return postgres.url(name, ROLE)
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def migrated_template(new_database: NewDatabase) -> str:
+    """The name of a database with every migration applied, to be copied in milliseconds."""
+    from app import database
+
+    url = new_database("template0")
+    database.migrate(Settings(database_url=url))
+    return url.rpartition("@/")[2].partition("?")[0]
+
+
+@pytest.fixture
+def empty_database_url(new_database: NewDatabase) -> str:
+    return new_database("template0")
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase, migrated_template: str) -> str:
+    return new_database(migrated_template)
+
+
+@pytest.fixture(scope="module")
+def module_database_url(new_database: NewDatabase, migrated_template: str) -> str:
+    return new_database(migrated_template)
