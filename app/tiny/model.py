@@ -59,9 +59,9 @@ pipeline_tag: text-generation
 
 # {NAME}
 
-**Untrained.** A GPT-2 of {LAYERS} layers, width {WIDTH}, {HEADS} heads and {POSITIONS} positions with random
-weights (seed {SEED}, drawn as GPT-2's are before training) and its own byte-level BPE of {VOCABULARY:,} tokens.
-What it writes is noise.
+**Untrained.** A GPT-2 of {LAYERS} layers, width {WIDTH}, {HEADS} heads and {POSITIONS} positions.
+Its weights are random (seed {SEED}, drawn as GPT-2's are before training); its byte-level BPE of
+{VOCABULARY:,} tokens is its own. What it writes is noise.
 
 It comes with finetuned so that a first fine-tuning job runs anywhere, at once and without a download. After a
 minute of training on two cores it writes short texts of one kind. For anything else take a trained model.
