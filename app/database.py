@@ -1,4 +1,4 @@
-"""The engine, and `transaction()`: the only place that commits; after a commit the dispatcher is woken.
+"""The engine, and `transaction()`: the only place that commits; what is to follow a commit follows it here.
 
 The API uses psycopg's asynchronous side, the worker the synchronous one, over the same URL.
 """
@@ -21,6 +21,7 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 # Any constant will do, as long as every process of every version uses the same.
 MIGRATION_LOCK = 0x66740001
 POOL_SIZE = 10
+JOB_DUE = "job_due"
 # A statement may wait so long for a row that somebody else holds; all our transactions are milliseconds.
 CONNECT_ARGUMENTS = {"connect_timeout": 5, "options": "-c statement_timeout=30000 -c lock_timeout=10000"}
 
@@ -64,20 +65,24 @@ def make_async_engine(settings: Settings) -> AsyncEngine:
 
 
 class Database:
-    """The API's side: sessions whose transaction is committed on leaving and then announced."""
+    """The API's side: sessions whose transaction is committed on leaving."""
 
     def __init__(self, settings: Settings) -> None:
         self.engine = make_async_engine(settings)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
-        self.changed = asyncio.Event()
+        self.job_due = asyncio.Event()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """One transaction: committed at the end, rolled back on an exception; the dispatcher hears of it."""
+        """One transaction: committed at the end, rolled back on an exception.
+
+        The mark JOB_DUE in the session's `info` wakes the dispatcher, after the commit and only after one.
+        """
         async with self._sessions() as session:
             yield session
             await session.commit()
-        self.changed.set()
+            if session.info.get(JOB_DUE):
+                self.job_due.set()
 
     async def close(self) -> None:
         await self.engine.dispose()

@@ -1,6 +1,7 @@
 """Runs migrations on the connection that `app.database.migrate` hands over, one transaction each."""
 
 from alembic import context
+
 from app.tables import Base
 
 context.configure(

@@ -4,6 +4,7 @@ from sqlalchemy import case, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.database import JOB_DUE
 from app.errors import InvalidRequest
 from app.lifecycle.claims import ENDED
 from app.lifecycle.history import note
@@ -22,6 +23,7 @@ def create(session: Session, values: JsonObject) -> Job:
         .returning(Job)
     )
     if made is not None:
+        session.info[JOB_DUE] = True
         note(session, made.id, "info", "created", "Created; waiting for a worker.")
         return made
     before: Job = session.scalars(
@@ -102,6 +104,7 @@ def resume(session: Session, job_id: str, owner: str) -> None:
     )
     if done is None:
         raise _wrong_state(session, job_id, "resumed")
+    session.info[JOB_DUE] = True
     note(session, job_id, "info", "resumed", "Resumed; goes on from the last checkpoint.")
 
 

@@ -1,0 +1,168 @@
+"""Which model names exist, and where their folders lie.
+
+A `source` says where a model comes from: `builtin:tiny-gpt2`, `folder:<name>` below FINETUNED_BASE_MODELS,
+`hub:<id>` from the Hugging Face hub, `store:<key>` for what was trained here.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import InvalidRequest, NotFound
+from app.settings import Settings
+from app.storage import Store
+from app.tables import Checkpoint, Job, Model
+from app.tiny import model as tiny
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# Causal language models whose packed rows, LoRA targets and generation the training tests cover or whose
+# shape is theirs; a model of any other kind, or one that wants its own code run, is refused.
+ARCHITECTURES = frozenset(
+    {
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "GPTNeoXForCausalLM",
+    }
+)
+BUILTIN_SINCE = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be trained from or asked to write. `base` is the name that `ft:` names begin with."""
+
+    name: str
+    source: str
+    base: str
+    owned_by: str
+    created: datetime
+
+
+class UnusableModel(Exception):
+    """A folder is there, but is not a model we run; the message says why and what to do."""
+
+
+def builtin_folder(settings: Settings) -> Path:
+    return settings.home / "builtin" / tiny.NAME
+
+
+def locate(source: str, settings: Settings) -> Path:
+    """The folder of a source. Raises FileNotFoundError when it is gone or (hub) was never fetched."""
+    kind, _, name = source.partition(":")
+    if kind == "builtin":
+        return tiny.ensure(builtin_folder(settings))
+    if kind == "folder" and settings.base_models is not None:
+        path = settings.base_models / name
+    elif kind == "store":
+        path = Store(settings.storage_folder).path(name)
+    elif kind == "hub":
+        path = hub_folder(name, settings)
+    else:
+        raise FileNotFoundError(source)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(source)
+    return path
+
+
+def hub_folder(hub_id: str, settings: Settings) -> Path:
+    """Where the worker puts what it fetched: one flat folder a model."""
+    return settings.home / "hub" / hub_id.replace("/", "--")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UnusableModel for another architecture, a model that brings code, or pickled weights only."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UnusableModel(f"its config.json cannot be read ({error}).") from error
+    if "auto_map" in json.dumps(config) or any(folder.glob("*.py")):
+        raise UnusableModel("it brings code of its own, which is never run here.")
+    named = config.get("architectures") or []
+    if not ARCHITECTURES.intersection(named):
+        raise UnusableModel(
+            f"its architecture is {', '.join(map(str, named)) or 'not stated'};"
+            f" supported are {', '.join(sorted(ARCHITECTURES))}."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UnusableModel("it has no .safetensors weights; pickled ones (.bin) are never loaded.")
+
+
+def base_names(settings: Settings) -> list[Source]:
+    """All base models: the built-in one, the folders, the named hub models."""
+    found = [Source(tiny.NAME, f"builtin:{tiny.NAME}", tiny.NAME, "finetuned", BUILTIN_SINCE)]
+    if settings.base_models is not None and settings.base_models.is_dir():
+        for folder in sorted(settings.base_models.iterdir()):
+            if (folder / "config.json").is_file():
+                since = datetime.fromtimestamp((folder / "config.json").stat().st_mtime, UTC)
+                found.append(Source(folder.name, f"folder:{folder.name}", folder.name, "local", since))
+    taken = {source.name for source in found}
+    found += [_hub(name) for name in settings.hub_models if name not in taken]
+    return found
+
+
+def _hub(name: str) -> Source:
+    return Source(name, f"hub:{name}", name.rsplit("/", 1)[-1], "huggingface", BUILTIN_SINCE)
+
+
+def find(session: Session, name: str, owner: str, settings: Settings) -> Source:
+    """The model of that name, for that owner: base models are everybody's.
+
+    Raises NotFound (model_not_found).
+    """
+    for source in base_names(settings):
+        if source.name == name:
+            return source
+    model = session.scalar(
+        select(Model).where(Model.name == name, Model.owner == owner, Model.deleted_at.is_(None))
+    )
+    if model is not None:
+        return Source(name, f"store:{model.key}", model.base, owner, model.created_at)
+    saved = session.execute(
+        select(Checkpoint.key, Checkpoint.created_at, Job.model)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Checkpoint.name == name, Job.owner == owner, Checkpoint.deleted_at.is_(None))
+    ).one_or_none()
+    if saved is not None:
+        return Source(name, f"store:{saved.key}", root_name(saved.model), owner, saved.created_at)
+    if HUB_ID.fullmatch(name):
+        return _hub(name)
+    raise NotFound(
+        f"The model {name!r} does not exist or is not yours; GET /v1/models lists those that are.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def find_for_job(session: Session, name: str, owner: str, settings: Settings) -> Source:
+    """As `find`, for a job: an unknown model is 400 there, and so is a folder we cannot train."""
+    try:
+        source = find(session, name, owner, settings)
+    except NotFound as error:
+        raise InvalidRequest(error.message, param="model", code="model_not_found") from error
+    if source.source.startswith("folder:"):
+        try:
+            check_folder(locate(source.source, settings))
+        except (UnusableModel, FileNotFoundError) as error:
+            raise InvalidRequest(
+                f"The model {name!r} cannot be trained: {error}", param="model", code="model_not_supported"
+            ) from error
+    return source
+
+
+def root_name(model: str) -> str:
+    """The base model's name that an `ft:` name carries, or the name itself without its hub owner."""
+    return model.split(":")[1] if model.startswith("ft:") else model.rsplit("/", 1)[-1]
+
+
+def tuned_name(base: str, organization: str, suffix: str | None, job_id: str) -> str:
+    """`ft:<base>:<organization>:<suffix>:<id>`, known from the job's first moment on."""
+    return f"ft:{base}:{organization}:{suffix or ''}:{job_id[-8:]}"

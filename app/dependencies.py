@@ -1,0 +1,33 @@
+"""What a route may ask for besides its own input."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.database import Database
+from app.settings import Settings
+from app.storage import Store
+
+
+async def _open_session(request: Request) -> AsyncIterator[AsyncSession]:
+    database: Database = request.app.state.database
+    async with database.transaction() as session:
+        yield session
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+# `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
+OpenSession = Annotated[AsyncSession, Depends(_open_session, scope="function")]
+OpenStore = Annotated[Store, Depends(_store)]
+CurrentSettings = Annotated[Settings, Depends(_settings)]
