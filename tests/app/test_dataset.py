@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import dataset
+from app.dataset import Chat, Checker, DatasetError, Format, Pair, Report, Text, format_of, read
+
+CHAT: list[dict[str, object]] = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello", "weight": 1},
+]
+
+
+def check(content: bytes, form: Format = "jsonl", size: int = 7) -> Report:
+    checker = Checker(form)
+    for start in range(0, len(content), size):
+        checker.feed(content[start : start + size])
+    return checker.finish()
+
+
+def lines(*rows: object) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def problem(line: str | bytes) -> str:
+    with pytest.raises(DatasetError) as caught:
+        dataset.parse(3, line.encode() if isinstance(line, str) else line)
+    assert caught.value.line == 3
+    return caught.value.message
+
+
+def test_the_format_follows_from_the_name() -> None:
+    assert [format_of(n) for n in ("a.txt", "A.TXT", "a.jsonl", "upload", "")] == [
+        "text",
+        "text",
+        "jsonl",
+        "jsonl",
+        "jsonl",
+    ]
+
+
+def test_the_three_shapes_are_read_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    file.write_bytes(
+        b"\xef\xbb\xbf"
+        + lines({"text": "a", "id": 1})
+        + b"\r\n"
+        + lines({"prompt": "p", "completion": "c"}, {"messages": CHAT})
+    )
+    assert list(read(file, "jsonl")) == [Text(1, "a"), Pair(3, "p", "c"), Chat(4, CHAT)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "a"', "not JSON"),
+        ("[1]", "JSON object"),
+        ('{"txt": "a"}', "none of them"),
+        ('{"text": "a", "messages": []}', "text and messages"),
+        ('{"text": 5}', '"text" must be a string'),
+        ('{"prompt": "a"}', '"completion" must be a string'),
+        ('{"messages": []}', "at least one message"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "nothing to learn"),
+        ('{"messages": [{"role": ["user"], "content": "a"}]}', "needs a role"),
+        ('{"messages": [{"role": "assistant", "content": 5}]}', '"content" must be'),
+        ('{"messages": [{"role": "assistant", "content": "a", "weight": 2}]}', '"weight" is 0 or 1'),
+        ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "x"}', '"tools" must be'),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ("[" * 100_000, "nested too deeply"),
+        (b'{"text": "' + b"a" * dataset.MAX_LINE_BYTES, "longer than 1,000,000 bytes"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line_and_reason(line: str | bytes, reason: str) -> None:
+    assert reason in problem(line)
+
+
+def test_a_checker_counts_rows_and_names_the_lines_of_problems() -> None:
+    content = lines({"text": "a"}, {"text": 1}, {"prompt": "a", "completion": "b"}, {"text": "b"})
+    report = check(content + b"{")
+    assert (report.rows, report.bytes, report.problem_count) == (3, len(content) + 1, 3)
+    assert [p.line for p in report.problems] == [2, 3, 5]
+    assert "another shape" in report.problems[1].message
+
+
+def test_a_line_over_the_limit_costs_no_memory_and_the_next_one_is_read() -> None:
+    report = check(b"a" * (dataset.MAX_LINE_BYTES + 1) + b"\n" + lines({"text": "b"}), size=100_000)
+    assert report.rows == 1
+    assert [(p.line, p.message) for p in report.problems] == [(1, "longer than 1,000,000 bytes")]
+
+
+def test_only_the_first_problems_are_kept_but_all_are_counted() -> None:
+    report = check(b"x\n" * 1000)
+    assert (len(report.problems), report.problem_count) == (dataset.MAX_PROBLEMS, 1000)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "text"])
+def test_a_file_without_an_example_is_a_problem(form: Format) -> None:
+    assert check(b"\n\n  \n", form).problem_count == 1
+
+
+def test_a_text_file_must_be_utf8_and_the_line_is_told() -> None:
+    assert check("Grüße\nan alle".encode(), "text", size=1) == Report(1, 15)
+    report = check(b"gut\ngut\n" + b"schl\xffecht\n", "text", size=3)
+    assert [(p.line, p.message) for p in report.problems] == [(3, "not UTF-8")]
+
+
+@given(
+    st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20), max_size=8),
+    st.integers(1, 9),
+)
+def test_where_an_upload_is_cut_changes_nothing(texts: list[str], size: int) -> None:
+    content = lines(*({"text": text} for text in texts))
+    assert check(content, size=size) == check(content, size=10**6)
+
+
+def test_a_text_file_is_one_document_unless_the_separator_occurs(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one\ntwo\n")
+    assert list(read(file, "text")) == [Text(1, "one\ntwo\n")]
+    file.write_text("one\n<|endoftext|>two\n<|endoftext|>\n")
+    assert list(read(file, "text")) == [Text(1, "one\n"), Text(2, "two\n")]
+
+
+@pytest.mark.parametrize("gap", ["\n", " "])
+def test_a_long_document_comes_in_pieces_that_join_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap: str
+) -> None:
+    monkeypatch.setattr(dataset, "PIECE_CHARACTERS", 100)
+    text = gap.join(f"word{n}" for n in range(500))
+    file = tmp_path / "a.txt"
+    file.write_text(text + dataset.SEPARATOR + "end")
+    *pieces, last, end = [example for example in read(file, "text") if isinstance(example, Text)]
+    assert len(pieces) > 10
+    assert "".join(p.text for p in pieces) + last.text == text
+    assert not any(p.last for p in pieces)
+    assert (last.last, end.text, end.last) == (True, "end", True)
