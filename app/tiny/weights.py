@@ -14,8 +14,8 @@ from pathlib import Path
 
 Shape = tuple[int, ...]
 
-# GPT-2's own: every weight N(0, 0.02), but the projections added to the residual stream, two a layer, are drawn
-# smaller by the square root of their number, so that the sum does not grow with depth.
+# GPT-2's own: every weight N(0, 0.02), but the two projections a layer that are added to the residual stream
+# are drawn smaller by the square root of their number, so that the sum does not grow with depth.
 DEVIATION = 0.02
 
 
