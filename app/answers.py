@@ -34,6 +34,10 @@ def refuse_invalid(error: RequestValidationError) -> InvalidRequest:
     if problem["type"] == "json_invalid":
         return InvalidRequest("The body is not valid JSON.", code="invalid_json")
     param = _name_of(problem["loc"])
+    if problem["type"] == "unknown_parameter":
+        key = str(problem["ctx"]["key"])
+        param = f"{param}.{key}" if param else key
+        return InvalidRequest(problem["msg"], param=param, code="unknown_parameter")
     message = str(problem["msg"]).removeprefix("Value error, ")
     code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
     return InvalidRequest(f"{param}: {message}" if param else message, param=param, code=code)

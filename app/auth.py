@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
-from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.database import WorkerDatabase
-from app.dependencies import OpenSession
+from app.database import Database, WorkerDatabase
 from app.errors import NotAuthenticated
 from app.settings import Settings
 from app.tables import ApiKey, now
@@ -105,23 +103,21 @@ def _bearer(request: Request) -> str:
     return key.strip()
 
 
-async def caller(request: Request, session: OpenSession) -> Caller:
+async def caller(request: Request) -> Caller:
     """Dependency of every route but health's. Raises NotAuthenticated, not saying what was wrong."""
     form = KEY_FORM.fullmatch(_bearer(request))
-    row = await session.get(ApiKey, form[1]) if form is not None else None
-    # Hash and compare even when there is no such key, so that time does not tell.
-    same = hmac.compare_digest(row.secret_sha256 if row else "", _sha256(form[2] if form else ""))
-    at = datetime.now(UTC)
-    if row is None or not same or row.revoked_at is not None or (row.expires_at and row.expires_at <= at):
-        raise NotAuthenticated("This API key is unknown, expired or revoked.")
-    if row.last_used_at is None or at - row.last_used_at > LAST_USED_EVERY:
-        await session.execute(
-            update(ApiKey)
-            .where(ApiKey.id == row.id)
-            .values(last_used_at=now)
-            .execution_options(synchronize_session=False)
-        )
-    return Caller(key_id=row.id, owner=row.owner)
+    database: Database = request.app.state.database
+    # A transaction of its own: the route's holds no connection until the route itself asks for one.
+    async with database.transaction() as session:
+        row = await session.get(ApiKey, form[1]) if form is not None else None
+        # Hash and compare even when there is no such key, so that time does not tell.
+        same = hmac.compare_digest(row.secret_sha256 if row else "", _sha256(form[2] if form else ""))
+        at = datetime.now(UTC)
+        if row is None or not same or row.revoked_at or (row.expires_at and row.expires_at <= at):
+            raise NotAuthenticated("This API key is unknown, expired or revoked.")
+        if row.last_used_at is None or at - row.last_used_at > LAST_USED_EVERY:
+            row.last_used_at = at
+        return Caller(key_id=row.id, owner=row.owner)
 
 
 KnownCaller = Annotated[Caller, Depends(caller)]

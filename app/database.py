@@ -21,7 +21,7 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 # Any constant will do, as long as every process of every version uses the same.
 MIGRATION_LOCK = 0x66740001
 POOL_SIZE = 10
-JOB_DUE = "job_due"
+WAKE = "wake"
 # A statement may wait so long for a row that somebody else holds; all our transactions are milliseconds.
 CONNECT_ARGUMENTS = {"connect_timeout": 5, "options": "-c statement_timeout=30000 -c lock_timeout=10000"}
 
@@ -70,19 +70,19 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.engine = make_async_engine(settings)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
-        self.job_due = asyncio.Event()
+        self.woken = asyncio.Event()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed at the end, rolled back on an exception.
 
-        The mark JOB_DUE in the session's `info` wakes the dispatcher, after the commit and only after one.
+        The mark WAKE in the session's `info` wakes the dispatcher, after the commit and only after one.
         """
         async with self._sessions() as session:
             yield session
             await session.commit()
-            if session.info.get(JOB_DUE):
-                self.job_due.set()
+            if session.info.get(WAKE):
+                self.woken.set()
 
     async def close(self) -> None:
         await self.engine.dispose()

@@ -38,7 +38,7 @@ class Dispatcher:
     async def run_forever(self) -> None:
         while True:
             try:
-                self.database.job_due.clear()
+                self.database.woken.clear()
                 await self._announce_due()
                 await self._sweep()
             except (SQLAlchemyError, OSError) as error:
@@ -51,7 +51,7 @@ class Dispatcher:
                 log.exception("dispatch_failed")
                 await asyncio.sleep(LOOK_EVERY)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.database.job_due.wait(), LOOK_EVERY)
+                await asyncio.wait_for(self.database.woken.wait(), LOOK_EVERY)
 
     async def _announce_due(self) -> None:
         async with self.database.transaction() as session:

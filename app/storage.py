@@ -4,13 +4,16 @@ Keys are made by us (`files/<id>`, `jobs/<id>/e<epoch>/…`, `models/<id>`), nev
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
+
+from app.errors import StorageLow
 
 CHUNK = 1024 * 1024
 
@@ -92,6 +95,11 @@ class Store:
                 left = None if left is None else left - len(data)
                 yield data
 
+    def read_manifest(self, key: str) -> dict[str, Any]:
+        """What `manifest.json` of a folder says. Raises FileNotFoundError."""
+        manifest: dict[str, Any] = json.loads((self.path(key) / "manifest.json").read_text())
+        return manifest
+
     def adopt(self, folder: Path, key: str) -> None:
         """Move a finished folder of the same disk into the store; all at once, or not at all."""
         target = self.path(key)
@@ -112,6 +120,10 @@ class Store:
         else:
             doomed.unlink()
 
-    def free_bytes(self) -> int:
+    def refuse_low_space(self, least: int) -> None:
+        """Raises StorageLow with less than `least` bytes free: before what is running would be hurt."""
         self.root.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.root).free
+        if shutil.disk_usage(self.root).free < least:
+            raise StorageLow(
+                f"Less than {least:,} bytes of disk are free; delete files, models or jobs first."
+            )

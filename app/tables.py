@@ -66,13 +66,13 @@ class ApiKey(Base):
 
 
 class File(Base):
-    """What was uploaded; its bytes lie in the store under `key`."""
+    """What was uploaded; its bytes lie in the store under `key`, which is null once they are gone."""
 
     __tablename__ = "files"
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = _seq()
     owner: Mapped[str]
-    key: Mapped[str]
+    key: Mapped[str | None]
     bytes: Mapped[int]
     sha256: Mapped[str]
     filename: Mapped[str]
@@ -232,7 +232,7 @@ class Checkpoint(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     step: Mapped[int]
     epoch: Mapped[int]
-    key: Mapped[str]
+    key: Mapped[str | None]
     name: Mapped[str] = mapped_column(unique=True)
     manifest_sha256: Mapped[str]
     bytes: Mapped[int]
@@ -253,7 +253,7 @@ class Model(Base):
     name: Mapped[str] = mapped_column(unique=True)
     base: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
-    key: Mapped[str]
+    key: Mapped[str | None]
     manifest: Mapped[JsonObject]
     bytes: Mapped[int]
     created_at: Mapped[datetime] = _created()

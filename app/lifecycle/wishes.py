@@ -4,7 +4,7 @@ from sqlalchemy import case, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.database import JOB_DUE
+from app.database import WAKE
 from app.errors import InvalidRequest
 from app.lifecycle.claims import ENDED
 from app.lifecycle.history import note
@@ -23,7 +23,7 @@ def create(session: Session, values: JsonObject) -> Job:
         .returning(Job)
     )
     if made is not None:
-        session.info[JOB_DUE] = True
+        session.info[WAKE] = True
         note(session, made.id, "info", "created", "Created; waiting for a worker.")
         return made
     before: Job = session.scalars(
@@ -104,7 +104,7 @@ def resume(session: Session, job_id: str, owner: str) -> None:
     )
     if done is None:
         raise _wrong_state(session, job_id, "resumed")
-    session.info[JOB_DUE] = True
+    session.info[WAKE] = True
     note(session, job_id, "info", "resumed", "Resumed; goes on from the last checkpoint.")
 
 

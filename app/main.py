@@ -1,0 +1,51 @@
+"""The API process, put together. `uvicorn --factory app.main:create_app` starts it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from app.answers import RequestIds, install_handlers
+from app.auth import caller
+from app.database import Database
+from app.dispatch import dispatching
+from app.journal import configure_logs
+from app.routes import files, health, jobs, models
+from app.settings import Settings
+from app.storage import Store
+
+
+@asynccontextmanager
+async def _running(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    app.state.database = Database(settings)
+    try:
+        async with dispatching(settings, app.state.database) as dispatcher:
+            app.state.dispatcher = dispatcher
+            yield
+    finally:
+        await app.state.database.close()
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The whole API for these settings (by default those of the environment)."""
+    settings = settings or Settings()
+    configure_logs(settings.log_level)
+    app = FastAPI(
+        title="finetuned",
+        version="0.1.0",
+        description="OpenAI's fine-tuning API on your own machine, with the weights.",
+        lifespan=_running,
+        redirect_slashes=False,  # a redirected POST would lose its body or send it twice
+    )
+    app.state.settings = settings
+    app.state.store = Store(settings.storage_folder)
+    # Every route below /v1 needs a key: one place says so.
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
+    for part in (files, jobs, models):
+        v1.include_router(part.router)
+    app.include_router(v1)
+    app.include_router(health.router)
+    install_handlers(app)
+    app.add_middleware(RequestIds)
+    return app

@@ -1,0 +1,34 @@
+"""Cursor pages: `after` is the id of the last item seen, and `seq` breaks the ties of equal seconds."""
+
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.errors import NotFound
+
+T = TypeVar("T")
+Order = Literal["asc", "desc"]
+
+
+async def cut(
+    session: AsyncSession,
+    query: Select[T],
+    table: Any,
+    *,
+    after: str | None,
+    limit: int,
+    order: Order = "desc",
+) -> tuple[list[T], bool]:
+    """The next `limit` rows of `query` and whether more follow.
+
+    Raises NotFound where `after` names none of the rows that `query` could have given.
+    """
+    if after is not None:
+        at = await session.scalar(query.with_only_columns(table.seq).where(table.id == after))
+        if at is None:
+            raise NotFound(f"`after` names no item of this list: {after!r}", param="after")
+        query = query.where(table.seq > at if order == "asc" else table.seq < at)
+    by = table.seq.asc() if order == "asc" else table.seq.desc()
+    rows: list[Any] = list((await session.scalars(query.order_by(by).limit(limit + 1))).all())
+    return rows[:limit], len(rows) > limit

@@ -1,0 +1,33 @@
+"""Whether the service lives, and what of it can be used; the only routes without a key."""
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import Database
+from app.dispatch import Dispatcher
+from app.tables import JsonObject
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def alive() -> JsonObject:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def ready(request: Request, response: Response) -> JsonObject:
+    """503 without the database; 200 with `degraded` where jobs are accepted but must wait (broker away)."""
+    database: Database = request.app.state.database
+    dispatcher: Dispatcher = request.app.state.dispatcher
+    try:
+        async with database.transaction() as session:
+            await session.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError):
+        response.status_code = 503
+        return {"status": "unavailable", "unavailable": ["database"]}
+    if not await dispatcher.ping_broker():
+        return {"status": "ok", "degraded": ["broker"]}
+    return {"status": "ok"}

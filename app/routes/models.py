@@ -1,0 +1,150 @@
+"""Models: list, retrieve, delete, download as one zip or file by file."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import catalogue, wire
+from app.archive import zip_folder
+from app.auth import Caller, KnownCaller
+from app.database import WAKE, run
+from app.dependencies import CurrentSettings, OpenSession, OpenStore
+from app.errors import InvalidRequest, NotFound
+from app.lifecycle.claims import ENDED
+from app.storage import Store
+from app.tables import Checkpoint, Job, JsonObject, Model
+
+router = APIRouter(prefix="/models", tags=["models"])
+SAVED_HERE = "store:"
+
+
+@router.get("")
+async def list_models(session: OpenSession, settings: CurrentSettings, caller: KnownCaller) -> JsonObject:
+    """Base models, then the caller's own, newest first. Checkpoints are listed with their jobs."""
+    rows = await session.scalars(
+        select(Model)
+        .where(Model.owner == caller.owner, Model.deleted_at.is_(None))
+        .order_by(Model.seq.desc())
+    )
+    bases = [wire.base_model(source) for source in catalogue.base_names(settings)]
+    return {"object": "list", "data": [wire.tuned_model(row) for row in rows] + bases}
+
+
+async def _own(session: AsyncSession, name: str, caller: Caller) -> Model:
+    row = await session.scalar(
+        select(Model).where(Model.name == name, Model.owner == caller.owner, Model.deleted_at.is_(None))
+    )
+    if row is None:
+        raise NotFound(
+            f"There is no model {name!r} of yours here; base models cannot be deleted.",
+            param="model",
+            code="model_not_found",
+        )
+    return row
+
+
+async def _manifest(
+    session: AsyncSession, name: str, caller: Caller, store: Store
+) -> tuple[str, dict[str, JsonObject]]:
+    """The key and the files of a published model or a checkpoint: {name: {sha256, bytes}}."""
+    row = await session.scalar(
+        select(Model).where(Model.name == name, Model.owner == caller.owner, Model.deleted_at.is_(None))
+    )
+    if row is not None and row.key is not None:
+        return row.key, row.manifest["files"]
+    key = await session.scalar(
+        select(Checkpoint.key)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Checkpoint.name == name, Job.owner == caller.owner, Checkpoint.deleted_at.is_(None))
+    )
+    if key is None:
+        raise NotFound(
+            f"There is no model {name!r} of yours to download.", param="model", code="model_not_found"
+        )
+    return key, store.read_manifest(key)["files"]
+
+
+@router.get("/{model:path}/download", response_class=StreamingResponse)
+async def download_model(
+    model: str, session: OpenSession, store: OpenStore, caller: KnownCaller
+) -> StreamingResponse:
+    """The model folder as one zip, made while it is sent."""
+    key, files = await _manifest(session, model, caller, store)
+    name = model.replace(":", "-").replace("/", "-")
+    folder = store.path(key)
+
+    def chunks() -> Iterator[bytes]:
+        return zip_folder(folder, [*files, "manifest.json"], name)
+
+    return StreamingResponse(
+        chunks(),
+        media_type="application/zip",
+        headers={"content-disposition": f'attachment; filename="{name}.zip"'},
+    )
+
+
+@router.get("/{model:path}/files")
+async def list_model_files(
+    model: str, session: OpenSession, store: OpenStore, caller: KnownCaller
+) -> JsonObject:
+    """Every file of a model with its size and SHA-256."""
+    _, files = await _manifest(session, model, caller, store)
+    return {
+        "object": "list",
+        "data": [
+            {"object": "model.file", "path": name, "bytes": facts["bytes"], "sha256": facts["sha256"]}
+            for name, facts in sorted(files.items())
+        ],
+        "has_more": False,
+    }
+
+
+@router.get("/{model:path}/files/{path:path}", response_class=FileResponse)
+async def download_model_file(
+    model: str, path: str, request: Request, session: OpenSession, store: OpenStore, caller: KnownCaller
+) -> Response:
+    """One file of a model; ranges are served, the ETag is its SHA-256."""
+    key, files = await _manifest(session, model, caller, store)
+    # Only names that the manifest knows are ever opened.
+    if path not in files:
+        raise NotFound(f"The model has no file {path!r}; GET …/files lists them.", param="path")
+    etag = f'"{files[path]["sha256"]}"'
+    if etag in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
+        return Response(status_code=304, headers={"etag": etag})
+    return FileResponse(store.path(key) / path, media_type="application/octet-stream", headers={"etag": etag})
+
+
+@router.get("/{model:path}")
+async def retrieve_model(
+    model: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
+) -> JsonObject:
+    """A base model, one of the caller's own, or a checkpoint."""
+    row = await session.scalar(
+        select(Model).where(Model.name == model, Model.owner == caller.owner, Model.deleted_at.is_(None))
+    )
+    if row is not None:
+        return wire.tuned_model(row)
+    return wire.base_model(await run(session, catalogue.find, model, caller.owner, settings))
+
+
+@router.delete("/{model:path}")
+async def delete_model(model: str, session: OpenSession, caller: KnownCaller) -> JsonObject:
+    """Delete a published model; one that a job trains from is refused (400 `model_in_use`)."""
+    row = await _own(session, model, caller)
+    await session.refresh(row, with_for_update=True)
+    user = await session.scalar(
+        select(Job.id).where(Job.source == f"{SAVED_HERE}{row.key}", Job.status.not_in(ENDED))
+    )
+    if user is not None:
+        raise InvalidRequest(
+            f"Job {user} trains from this model; cancel it or wait for its end.",
+            param="model",
+            code="model_in_use",
+        )
+    row.deleted_at = datetime.now(UTC)
+    session.sync_session.info[WAKE] = True
+    return {"id": model, "object": "model", "deleted": True}

@@ -1,0 +1,169 @@
+"""The shapes that leave the service, as OpenAI's SDK reads them; our own keys come after theirs.
+
+All times are whole seconds; what is unknown is null or left out, never NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from app.catalogue import Source
+from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
+
+OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+
+
+def seconds(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp())
+
+
+def page(data: Sequence[JsonObject], has_more: bool) -> JsonObject:
+    """The envelope of every list; the SDK asks for ever when `has_more` is left out."""
+    return {
+        "object": "list",
+        "data": list(data),
+        "has_more": has_more,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
+
+
+def file(row: File) -> JsonObject:
+    body: JsonObject = {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.bytes,
+        "created_at": seconds(row.created_at),
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": row.status,
+        "status_details": row.status_details,
+        "sha256": row.sha256,
+        "rows": row.rows,
+    }
+    if row.expires_at is not None:
+        body["expires_at"] = seconds(row.expires_at)
+    return body
+
+
+def _openai_hyperparameters(row: Job) -> JsonObject:
+    """OpenAI's three in their own names: what was asked until it is resolved, then what was resolved."""
+    found = row.resolved or row.recipe
+    epochs = found.get("num_epochs", "auto")
+    return {
+        # An SDK reads a whole number here; our fractional epochs stand in `recipe`.
+        "n_epochs": math.ceil(epochs) if isinstance(epochs, int | float) else epochs,
+        "batch_size": found.get("total_train_batch_size", "auto"),
+        "learning_rate_multiplier": found.get("learning_rate_multiplier", "auto"),
+    }
+
+
+def job(row: Job, organization: str) -> JsonObject:
+    asked = {k: v for k, v in row.hyperparameters.items() if k not in OPENAI_HYPERPARAMETERS}
+    resolved = {k: (row.resolved or {}).get(k, v) for k, v in asked.items()}
+    hyperparameters = {**_openai_hyperparameters(row), **resolved}
+    kind = row.method["type"]
+    error = None
+    if row.status == "failed":
+        error = {"code": row.error_code, "message": row.error_message, "param": row.error_param}
+    return {
+        "id": row.id,
+        "object": "fine_tuning.job",
+        "created_at": seconds(row.created_at),
+        "model": row.model,
+        "organization_id": organization,
+        "status": row.status,
+        "training_file": row.training_file,
+        "validation_file": row.validation_file,
+        "result_files": [],
+        "seed": row.seed,
+        "hyperparameters": hyperparameters,
+        "method": {"type": kind, kind: {"hyperparameters": hyperparameters}},
+        "error": error,
+        "fine_tuned_model": row.fine_tuned_model,
+        "finished_at": seconds(row.finished_at),
+        "trained_tokens": row.trained_tokens,
+        "estimated_finish": seconds(row.estimated_finish),
+        "integrations": row.integrations,
+        "metadata": row.job_metadata,
+        "suffix": row.suffix,
+        # Ours
+        "recipe": row.resolved or row.recipe,
+        "started_at": seconds(row.started_at),
+        "progress": {"phase": row.phase, "step": row.step, "total_steps": row.total_steps},
+        "attempt": row.attempt,
+        "max_attempts": row.max_attempts,
+        "worker": row.worker,
+        "cancel_requested": row.cancel_requested_at is not None,
+        "pause_requested": row.pause_requested_at is not None,
+    }
+
+
+def event(row: Event) -> JsonObject:
+    return {
+        "id": row.id,
+        "object": "fine_tuning.job.event",
+        "created_at": seconds(row.created_at),
+        "level": row.level,
+        "message": row.message,
+        "type": row.type,
+        "data": {"code": row.code, **(row.data or {})},
+    }
+
+
+def checkpoint(row: Checkpoint) -> JsonObject:
+    return {
+        "id": row.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": seconds(row.created_at),
+        "fine_tuning_job_id": row.job_id,
+        "fine_tuned_model_checkpoint": row.name,
+        "step_number": row.step,
+        "metrics": {k: v for k, v in row.metrics.items() if v is not None},
+        "bytes": row.bytes,
+        "best": row.best,
+    }
+
+
+def metric(row: Metric) -> JsonObject:
+    """A step's numbers; evaluation's only on the steps that evaluated."""
+    body: dict[str, Any] = {
+        "step": row.step,
+        "epoch": row.epoch_progress,
+        "loss": row.loss,
+        "learning_rate": row.learning_rate,
+        "grad_norm": row.grad_norm,
+        "tokens": row.tokens,
+        "trained_tokens": row.trained_tokens,
+        "tokens_per_second": row.tokens_per_second,
+        "memory_bytes": row.memory_bytes,
+        "skipped": row.skipped,
+        "created_at": seconds(row.created_at),
+    }
+    if row.valid_loss is not None:
+        body["valid_loss"] = row.valid_loss
+        body["valid_perplexity"] = row.valid_perplexity
+        body["valid_accuracy"] = row.valid_accuracy
+    return body
+
+
+def base_model(source: Source) -> JsonObject:
+    return {
+        "id": source.name,
+        "object": "model",
+        "created": seconds(source.created),
+        "owned_by": source.owned_by,
+    }
+
+
+def tuned_model(row: Model) -> JsonObject:
+    return {
+        "id": row.name,
+        "object": "model",
+        "created": seconds(row.created_at),
+        "owned_by": row.owner,
+        "base_model": row.base,
+        "job": row.job_id,
+        "bytes": row.bytes,
+    }
