@@ -2,8 +2,8 @@
 
     make demo        (or: python examples/demo.py)
 
-It starts a service of its own in a home that is thrown away, and talks to it only through the public API: by the
-official `openai` SDK, and by plain HTTP for the endpoints that OpenAI does not have.
+It starts a service of its own in a home that is thrown away, and talks to it only through the public API: by
+the official `openai` SDK, and by plain HTTP for the endpoints that OpenAI does not have.
 """
 
 import contextlib
@@ -200,9 +200,9 @@ def compare_with_transformers(folder: Path, written: list[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     for prompt, expected in zip(PROMPTS, written, strict=True):
         asked = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
