@@ -13,10 +13,12 @@ import structlog
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import purge
 from app.database import Database, run
 from app.lifecycle import claims
 from app.queue import announce, make_celery
 from app.settings import Settings
+from app.storage import Store
 
 log = structlog.get_logger()
 LOOK_EVERY = 1.0  # seconds; a retry whose delay is over is found by looking
@@ -27,9 +29,8 @@ WINDOW = 16
 class Dispatcher:
     """Knows since when it could reach the database without a break: the sweep depends on it."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self.settings = settings
-        self.database = database
+    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+        self.settings, self.database, self.store = settings, database, store
         self.broker_reachable = True
         self._celery: Celery = make_celery(settings)
         self._connected_since: float | None = None
@@ -40,6 +41,7 @@ class Dispatcher:
             try:
                 self.database.woken.clear()
                 await self._announce_due()
+                await self._purge()
                 await self._sweep()
             except (SQLAlchemyError, OSError) as error:
                 self._connected_since = None
@@ -68,6 +70,20 @@ class Dispatcher:
             async with self.database.transaction() as session:
                 await run(session, claims.mark_dispatched, job_id)
 
+    async def _purge(self) -> None:
+        """Remove the bytes of what is marked as deleted; a store that refuses is asked again next time."""
+        async with self.database.transaction() as session:
+            await purge.expire_files(session)
+            found = await purge.doomed(session)
+        for table, row_id, key in found:
+            try:
+                await asyncio.to_thread(self.store.delete, key)
+            except OSError as error:
+                log.warning("not_purged", key=key, error=str(error))
+                continue
+            async with self.database.transaction() as session:
+                await purge.forget(session, table, row_id)
+
     async def _sweep(self) -> None:
         """Only after a whole lease of unbroken connection: right after an outage every healthy worker looks
         dead, since none could report."""
@@ -84,6 +100,7 @@ class Dispatcher:
             lost = await run(session, claims.reap, self.settings.lease_grace)
         for job_id in lost:
             log.warning("claim_reaped", job_id=job_id)
+        await asyncio.to_thread(purge.sweep_temporary, self.store)
 
     async def ping_broker(self) -> bool:
         """Whether the broker answers within two seconds."""
@@ -101,9 +118,9 @@ class Dispatcher:
 
 
 @contextlib.asynccontextmanager
-async def dispatching(settings: Settings, database: Database) -> AsyncIterator[Dispatcher]:
+async def dispatching(settings: Settings, database: Database, store: Store) -> AsyncIterator[Dispatcher]:
     """The loop, for as long as the context lasts."""
-    dispatcher = Dispatcher(settings, database)
+    dispatcher = Dispatcher(settings, database, store)
     task = asyncio.create_task(dispatcher.run_forever(), name="dispatch")
     try:
         yield dispatcher

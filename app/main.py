@@ -9,8 +9,9 @@ from app.answers import RequestIds, install_handlers
 from app.auth import caller
 from app.database import Database
 from app.dispatch import dispatching
+from app.generator import Generator
 from app.journal import configure_logs
-from app.routes import files, health, jobs, models
+from app.routes import completions, files, health, jobs, models
 from app.settings import Settings
 from app.storage import Store
 
@@ -19,11 +20,13 @@ from app.storage import Store
 async def _running(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     app.state.database = Database(settings)
+    app.state.generator = Generator(settings.generator_url)
     try:
-        async with dispatching(settings, app.state.database) as dispatcher:
+        async with dispatching(settings, app.state.database, app.state.store) as dispatcher:
             app.state.dispatcher = dispatcher
             yield
     finally:
+        await app.state.generator.close()
         await app.state.database.close()
 
 
@@ -42,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = Store(settings.storage_folder)
     # Every route below /v1 needs a key: one place says so.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
-    for part in (files, jobs, models):
+    for part in (files, jobs, models, completions):
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -1,0 +1,105 @@
+"""What a trainer is told: the job's row turned into files and folders."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import catalogue
+from app.lifecycle.claims import Claim
+from app.lifecycle.history import note
+from app.settings import Settings
+from app.storage import Store
+from app.tables import Checkpoint, File, Job
+from worker import hub
+
+
+@dataclass(frozen=True)
+class Order:
+    """A claimed job, read once; `source` is where its base model comes from."""
+
+    job_id: str
+    owner: str
+    source: str
+    base: str
+    model_name: str
+    line: dict[str, Any]
+
+
+class MissingFile(Exception):
+    """A file that the job needs is gone."""
+
+
+def _file(session: Session, file_id: str, store: Store) -> tuple[str, str]:
+    row = session.get(File, file_id)
+    if row is None or row.key is None or not store.path(row.key).is_file():
+        raise MissingFile(f"The file {file_id} is gone; upload it again and make a new job.")
+    return str(store.path(row.key)), row.format
+
+
+def read(session: Session, held: Claim, store: Store, settings: Settings) -> Order:
+    """Raises MissingFile."""
+    row = session.get_one(Job, held.job_id)
+    base = catalogue.root_name(row.model)
+    name = catalogue.tuned_name(base, settings.organization, row.suffix, row.id)
+    data, data_format = _file(session, row.training_file, store)
+    line: dict[str, Any] = {
+        "job": row.id,
+        "recipe": row.recipe,
+        "data": data,
+        "format": data_format,
+        "base_name": row.model,
+        "name": name,
+        "out": str(store.path(f"jobs/{row.id}/e{held.epoch}")),
+        "cache": str(settings.home / "cache"),
+        "resume": [str(path) for path in _resumable(session, row.id, store)],
+        "keep": None,
+    }
+    if row.validation_file is not None:
+        line["validation"], line["validation_format"] = _file(session, row.validation_file, store)
+    return Order(row.id, row.owner, row.source, base, name, line)
+
+
+def _resumable(session: Session, job_id: str, store: Store) -> list[Path]:
+    """Checkpoint folders, newest first, whose manifest is the one that was recorded."""
+    rows = session.scalars(
+        select(Checkpoint)
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        .order_by(Checkpoint.step.desc())
+    )
+    found = []
+    for row in rows:
+        path = store.path(row.key or "")
+        digest = _manifest_sha256(path)
+        if digest == row.manifest_sha256:
+            found.append(path)
+            continue
+        message = f"The checkpoint at step {row.step} is damaged; going on from the one before."
+        facts = {"step": row.step, "expected": row.manifest_sha256, "found": digest}
+        note(session, job_id, "warn", "checkpoint_corrupt", message, facts)
+    return found
+
+
+def _manifest_sha256(folder: Path) -> str | None:
+    try:
+        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def base_folder(source: str, settings: Settings) -> Path:
+    """The base model's folder, fetched from the hub where needed; takes as long as the download.
+
+    Raises catalogue.UnusableModel with what to do.
+    """
+    if source.startswith("hub:"):
+        return hub.fetch(source.removeprefix("hub:"), settings)
+    try:
+        folder = catalogue.locate(source, settings)
+    except FileNotFoundError as error:
+        raise catalogue.UnusableModel("its folder is gone.") from error
+    catalogue.check_folder(folder)
+    return folder

@@ -1,0 +1,27 @@
+"""Which checkpoints of a job stay: the newest few and the best. Bytes go after the rows are committed."""
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.tables import Checkpoint, now
+
+
+def retire(session: Session, job_id: str, keep: int) -> None:
+    """Mark all but the newest `keep` and the best as deleted; `app.purge` removes their bytes."""
+    newest = (
+        select(Checkpoint.id)
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        .order_by(Checkpoint.step.desc())
+        .limit(keep)
+    )
+    session.execute(
+        update(Checkpoint)
+        .where(
+            Checkpoint.job_id == job_id,
+            Checkpoint.deleted_at.is_(None),
+            Checkpoint.best.is_(False),
+            Checkpoint.id.not_in(newest),
+        )
+        .values(deleted_at=now)
+        .execution_options(synchronize_session=False)
+    )
