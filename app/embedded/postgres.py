@@ -23,10 +23,10 @@ SUPERUSER = "postgres"
 ROLE = "finetuned"  # what the programs connect as: owns its database, and is nothing else
 START_LIMIT = 300.0  # seconds; replaying the log after a crash may take most of it
 STOP_GRACE = 20.0  # seconds for a fast shutdown, which writes a checkpoint
-ORPHAN_GRACE = 10.0  # seconds for a server whose `up` was killed to be gone
+ORPHAN_GRACE = 40.0  # seconds for a killed server's children to be gone; their statements end within 30
 
-# Sized for one machine and a few dozen connections. Parallel queries and replication are off: they would
-# want shared memory (64 MB in a container) and log volume that a job table never repays.
+# Sized for one machine and a few dozen connections. Parallel queries, replication and helper processes for
+# reading are off: they would want shared memory (64 MB in a container) that a job table never repays.
 CONFIGURATION = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -36,6 +36,8 @@ CONFIGURATION = {
     "max_wal_size": "512MB",
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
+    "io_method": "sync",
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -80,7 +82,8 @@ class Postgres:
         else:
             self._create_cluster()
         self.process.start()
-        with self._connect_when_ready() as connection:
+        self._wait_until_ready()
+        with self._connect() as connection:
             self._create_role(connection)
         return self.url(ROLE, ROLE)
 
@@ -120,9 +123,12 @@ class Postgres:
             log=self._log,
             identity=self._identity,
         )
-        initdb.start()
-        while (code := initdb.code()) is None:
-            time.sleep(0.01)
+        try:
+            initdb.start()
+            while (code := initdb.code()) is None:
+                time.sleep(0.01)
+        finally:
+            initdb.kill()  # with the servers it runs, where Ctrl-C came in between
         if code != 0:
             raise EmbeddedError(f"PostgreSQL could not create its data folder:\n{initdb.last_words()}")
         unfinished.rename(self._cluster)
@@ -143,45 +149,51 @@ class Postgres:
             )
 
     def _bury_predecessor(self) -> None:
-        """After `kill -9`: wait for a server that is still going down, and drop what a dead one left behind.
+        """After `kill -9`: wait for what is still going down, and drop the lock file that it left behind.
 
         Postgres would take any process that happens to have the old number for a living server, and in a
         container the numbers come round again at every start.
         """
-        lock = self._cluster / "postmaster.pid"
-        try:
-            pid = int(lock.read_text().split("\n")[0])
-        except (OSError, ValueError):
+        if not Path("/proc/self/cwd").exists():
             return
         deadline = time.monotonic() + ORPHAN_GRACE
-        while _serves(pid, self._cluster):
+        while pids := _servers_in(self._cluster):
             if time.monotonic() > deadline:
-                raise EmbeddedError(f"Another PostgreSQL (process {pid}) still uses {self._cluster}: end it.")
-            time.sleep(0.05)
-        if Path("/proc/self").exists():
-            lock.unlink(missing_ok=True)
-
-    def _connect_when_ready(self) -> psycopg.Connection[tuple[object, ...]]:
-        deadline = time.monotonic() + START_LIMIT
-        while True:
-            try:
-                return psycopg.connect(
-                    host=str(self._sockets),
-                    user=SUPERUSER,
-                    password=self._password(SUPERUSER),
-                    dbname="postgres",
-                    autocommit=True,
+                raise EmbeddedError(
+                    f"Another PostgreSQL (processes {pids}) still uses {self._cluster}: end it."
                 )
-            except psycopg.OperationalError as error:
-                if not self.process.alive:
-                    said = self.process.last_words()
-                    raise EmbeddedError(f"PostgreSQL did not start:\n{said}") from error
-                if time.monotonic() > deadline:
-                    self.stop()
-                    raise EmbeddedError(
-                        f"PostgreSQL is not ready after {START_LIMIT:.0f} s: {error}"
-                    ) from error
-            time.sleep(0.02)
+            time.sleep(0.05)
+        (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+
+    def _wait_until_ready(self) -> None:
+        """By its status file: knocking while it replays its log would fill the log with refusals."""
+        deadline = time.monotonic() + START_LIMIT
+        ready = [str(self.process.pid), "ready"]
+        while self._status() != ready:
+            if not self.process.alive:
+                raise EmbeddedError(f"PostgreSQL did not start:\n{self.process.last_words()}")
+            if time.monotonic() > deadline:
+                raise EmbeddedError(
+                    f"PostgreSQL is not ready after {START_LIMIT:.0f} s. Its log: {self._log}"
+                )
+            time.sleep(0.01)
+
+    def _status(self) -> list[str]:
+        """Its process number and its state, as it writes them into the first and the eighth line."""
+        try:
+            lines = (self._cluster / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return []
+        return [lines[0], lines[7].strip()] if len(lines) > 7 else []
+
+    def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(
+            host=str(self._sockets),
+            user=SUPERUSER,
+            password=self._password(SUPERUSER),
+            dbname="postgres",
+            autocommit=True,
+        )
 
     def _create_role(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         """At every start, because the first one may have been killed half-way."""
@@ -229,9 +241,14 @@ def _wheel_version() -> str:
     return binary("postgres").parents[1].name.removeprefix("pginstall")
 
 
-def _serves(pid: int, cluster: Path) -> bool:
-    """Whether this process is a server of this cluster, which is then its working folder."""
-    try:
-        return Path(f"/proc/{pid}/cwd").resolve(strict=True) == cluster.resolve()
-    except OSError:
-        return False
+def _servers_in(cluster: Path) -> list[int]:
+    """The postgres processes that work in this cluster; the children of a killed one count too."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            here = (process / "cwd").readlink() == cluster.resolve()
+            if here and (process / "exe").readlink().name.startswith("postgres"):
+                found.append(int(process.name))
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found

@@ -19,7 +19,8 @@ class EmbeddedError(Exception):
 class Process:
     """A program that dies when we do, in a session of its own so that Ctrl-C reaches only us.
 
-    `death` is the signal that the kernel sends it when we are killed.
+    `death` is the signal that the kernel sends it when we are killed. In `environment`, which is added to
+    ours, None takes a variable away; `descriptors` stay open for it.
     """
 
     def __init__(
@@ -28,16 +29,18 @@ class Process:
         command: Sequence[str | Path],
         *,
         log: Path,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
         folder: Path | None = None,
+        descriptors: Sequence[int] = (),
         identity: str = "same",
         death: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.name = name
         self.log = log
         self._command = tether.command([str(word) for word in command], death, identity)
-        self._environment = environment
+        self._environment = dict(environment or {})
         self._folder = folder
+        self._descriptors = tuple(descriptors)
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -46,6 +49,7 @@ class Process:
             raise RuntimeError(f"{self.name} must be started by the main thread")
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        variables = {**os.environ, **self._environment}
         try:
             self._child = subprocess.Popen(
                 self._command,
@@ -53,7 +57,8 @@ class Process:
                 stdout=descriptor,
                 stderr=descriptor,
                 cwd=self._folder,
-                env={**os.environ, **(self._environment or {})},
+                env={name: value for name, value in variables.items() if value is not None},
+                pass_fds=self._descriptors,
                 start_new_session=True,
             )
         finally:
@@ -83,8 +88,18 @@ class Process:
             self._child.send_signal(number)
             if self._ended_within(grace):
                 return
-        os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait(KILL_GRACE)
+        self.end(0)
+
+    def end(self, grace: float) -> None:
+        """Leaves it `grace` seconds to end, then kills it."""
+        if not self._ended_within(grace):
+            self.kill()
+            self._ended_within(KILL_GRACE)
+
+    def kill(self) -> None:
+        """At once, with whatever it has started in its session."""
+        if self.alive and self._child is not None:
+            os.killpg(self._child.pid, signal.SIGKILL)
 
     def _ended_within(self, seconds: float) -> bool:
         try:

@@ -1,0 +1,255 @@
+"""`finetuned up` with stand-ins for its programs: started, killed, stopped; what it says and leaves."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.embedded.programs import ROOT, programs
+from app.settings import Settings
+
+START_LIMIT = 30.0
+Up = subprocess.Popen[str]
+NewUp = Callable[..., Up]
+Given = dict[str, str]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def new_up(home: Path) -> Iterator[NewUp]:
+    """Starts `up` on one and the same home; what still runs at the end is killed."""
+    started = []
+
+    def start(*arguments: str, port: int = 0, **environment: str) -> Up:
+        command = [sys.executable, "-m", "tests.embedded.stand_in", str(home), str(port), *arguments]
+        pipe = subprocess.PIPE
+        variables = {**os.environ, **environment}
+        started.append(
+            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=variables)
+        )
+        return started[-1]
+
+    yield start
+    for up in started:
+        up.kill()
+        up.communicate()
+
+
+@pytest.fixture
+def given(empty_database_url: str, redis_url: str) -> Given:
+    """Servers that are already there, for a quicker start."""
+    return {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url}
+
+
+def wait_for(condition: Callable[[], object], up: Up | None = None) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    while not condition():
+        if up is not None and up.poll() is not None:
+            pytest.fail(f"ended early: {up.communicate()}")
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ready(up: Up, home: Path) -> str:
+    """Its address, once it is there."""
+    wait_for((home / "address").exists, up)
+    return (home / "address").read_text().strip()
+
+
+def worker(home: Path, up: Up, but: int | None = None) -> int:
+    """The process number of the worker; of another than `but`."""
+    path = home / "worker.pid"
+    wait_for(lambda: path.exists() and path.read_text() not in ("", str(but)), up)
+    return int(path.read_text())
+
+
+def starts(address: str) -> int:
+    return int(httpx2.get(f"{address}/starts", timeout=10).json()[0])
+
+
+def processes(home: Path) -> list[int]:
+    """Everything that works for this home: by its arguments, its environment or its working folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            text += os.fsencode((process / "cwd").readlink())
+        except OSError:
+            continue
+        if os.fsencode(home) in text:
+            found.append(int(process.name))
+    return found
+
+
+def stop(up: Up, number: signal.Signals = signal.SIGINT) -> str:
+    up.send_signal(number)
+    output, errors = up.communicate(timeout=30)
+    assert up.returncode == 0, errors
+    return output
+
+
+def test_ctrl_c_leaves_no_process_and_no_socket_folder(new_up: NewUp, home: Path) -> None:
+    up = new_up()
+    address = ready(up, home)
+    worker(home, up)
+    folder = Path((home / "sockets").read_text())
+    assert folder.exists()
+    assert len(processes(home)) >= 5, "up, api, worker and two servers"
+    output = stop(up)
+    assert f"ready at {address}" in output
+    assert str(home / "key") in output
+    assert processes(home) == []
+    assert not folder.exists()
+    assert not (home / "address").exists()
+    assert (home / "saved").exists(), "the worker had its time to save"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_ways_to_be_stopped_are_the_same(
+    new_up: NewUp, home: Path, number: signal.Signals, given: Given
+) -> None:
+    up = new_up(**given)
+    ready(up, home)
+    worker(home, up)
+    stop(up, number)
+    assert processes(home) == []
+    assert (home / "saved").exists()
+
+
+def test_killed_it_starts_again_without_repair_and_keeps_its_rows(new_up: NewUp, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    up = new_up(port=port)
+    assert starts(ready(up, home)) == 1
+    worker(home, up)
+    folder = Path((home / "sockets").read_text())
+    (home / "address").unlink()
+    up.kill()
+    wait_for(lambda: processes(home) == [])
+    assert not (home / "saved").exists()
+    up = new_up(port=port)
+    assert starts(ready(up, home)) == 2
+    assert not folder.exists()
+    (home / "address").unlink()
+    up.kill()
+    # In the same moment, while the children are still dying.
+    up = new_up(port=port)
+    assert starts(ready(up, home)) == 3
+    stop(up)
+
+
+def test_a_second_one_on_the_same_home_is_refused(new_up: NewUp, home: Path, given: Given) -> None:
+    up = new_up(**given)
+    address = ready(up, home)
+    second = new_up(**given)
+    assert second.wait(START_LIMIT) == 1
+    assert second.stderr is not None
+    sentence = f"already up in {home} (process {up.pid}): stop it first, or choose another --home."
+    assert sentence in second.stderr.read()
+    assert starts(address) == 1
+    stop(up)
+
+
+def test_a_program_and_a_server_that_die_are_started_again(new_up: NewUp, home: Path) -> None:
+    up = new_up()
+    address = ready(up, home)
+    first = worker(home, up)
+    os.kill(first, signal.SIGKILL)
+    worker(home, up, but=first)
+    postgres = int((home / "postgres" / "cluster" / "postmaster.pid").read_text().split()[0])
+    os.kill(postgres, signal.SIGKILL)
+
+    def answers() -> bool:
+        try:
+            return starts(address) == 1
+        except httpx2.HTTPError:
+            return False
+
+    wait_for(lambda: not answers())
+    wait_for(answers, up)
+    output = stop(up)
+    assert "worker ended (killed by SIGKILL); starting it again in 1 s" in output
+    assert "postgres ended (killed by SIGKILL); starting it again in 1 s" in output
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_program_that_will_not_end(
+    new_up: NewUp, home: Path, given: Given
+) -> None:
+    up = new_up("api", "stubborn", **given)
+    ready(up, home)
+    worker(home, up)
+    up.send_signal(signal.SIGINT)
+    time.sleep(1.3)
+    assert up.poll() is None, "the worker has 20 s"
+    began = time.monotonic()
+    stop(up)
+    assert time.monotonic() - began < 5
+    assert processes(home) == []
+
+
+def test_a_program_that_cannot_start_ends_it_with_its_last_words(
+    new_up: NewUp, home: Path, given: Given
+) -> None:
+    up = new_up("mute", **given)
+    _, errors = up.communicate(timeout=START_LIMIT)
+    assert up.returncode == 1
+    assert "api does not start (exit code 1):\nthe api has nothing to say" in errors
+    assert processes(home) == []
+    assert not (home / "sockets").exists()
+
+
+def test_given_servers_are_used_instead_of_the_embedded_ones(new_up: NewUp, home: Path, given: Given) -> None:
+    up = new_up(**given)
+    assert starts(ready(up, home)) == 1
+    assert not (home / "postgres").exists()
+    assert not (home / "valkey").exists()
+    stop(up)
+
+
+def finetuned(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", "up", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=START_LIMIT)
+
+
+def test_a_port_in_use_is_one_sentence(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = finetuned("--home", str(home), "--port", str(port))
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"finetuned: Port {port} of 127.0.0.1 cannot be used (Address already in use): "
+        "choose another with --port, or a free one with --port 0.\n"
+    )
+    assert processes(home) == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.com", "::"])  # noqa: S104
+def test_an_address_that_others_could_reach_is_one_sentence(home: Path, host: str) -> None:
+    ended = finetuned("--home", str(home), "--host", host)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        f"finetuned: finetuned up listens on this machine only, and {host} is no.*\n", ended.stderr
+    )
+    assert not home.exists()
+
+
+def test_the_generator_is_told_no_secret_and_no_argument_holds_one(home: Path) -> None:
+    settings = Settings(home=home, database_url="postgresql://u:secret@/d", redis_url="redis://:secret@host")
+    api, generator, embedded_worker = programs(settings, 3, embedded_generator=True)
+    assert "secret" not in str(generator.environment)
+    assert generator.environment["DATABASE_URL"] is None
+    for program in (api, generator, embedded_worker):
+        assert "secret" not in str(program.command)
+    assert api.environment["DATABASE_URL"] == "postgresql://u:secret@/d"
