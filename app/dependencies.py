@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database
+from app.generator import Generator
 from app.settings import Settings
 from app.storage import Store
 
@@ -27,7 +28,13 @@ def _store(request: Request) -> Store:
     return store
 
 
+def _generator(request: Request) -> Generator:
+    generator: Generator = request.app.state.generator
+    return generator
+
+
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(_open_session, scope="function")]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
+OpenGenerator = Annotated[Generator, Depends(_generator)]

@@ -1,0 +1,144 @@
+"""A completion on its way to the client: whole as JSON, or chunk by chunk as server-sent events.
+
+Both wait for the generator while they are sent, not while the route runs: the route's database connection is
+given back before, however long the model writes.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+
+from fastapi import Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.answers import answer
+from app.errors import ServiceError
+from app.generator import Piece, Usage
+from app.tables import JsonObject
+
+Lines = AsyncGenerator[Piece | Usage | None]
+
+# Line ends to some readers of event streams, though not by the standard.
+LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+class _Awaited(Response):
+    """A response that is known only once the generator has spoken; a client who leaves before stops it."""
+
+    def __init__(self, model: str, lines: Lines) -> None:
+        super().__init__()
+        self.lines = lines
+        self.head: JsonObject = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    async def respond(self) -> Response:
+        """Raises ServiceError."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.lines):
+            response = await _unless_gone(receive, self._respond_or_refuse())
+            if response is not None:
+                await response(scope, receive, send)
+
+    async def _respond_or_refuse(self) -> Response:
+        try:
+            return await self.respond()
+        except ServiceError as error:
+            return answer(error)
+
+
+class WholeCompletion(_Awaited):
+    """All choices in one JSON object."""
+
+    async def respond(self) -> Response:
+        choices: list[JsonObject] = []
+        usage: Usage | None = None
+        async for line in self.lines:
+            if line is None:
+                continue
+            if "choice" in line:
+                choices.append(_choice(line))
+            else:
+                usage = line
+        choices.sort(key=lambda choice: choice["index"])
+        return JSONResponse({**self.head, "choices": choices, "usage": usage})
+
+
+class StreamedCompletion(_Awaited):
+    """Chunks of the same shape with partial text; the first is awaited, so that refusals are plain 4xx."""
+
+    def __init__(self, model: str, lines: Lines, include_usage: bool) -> None:
+        super().__init__(model, lines)
+        self._include_usage = include_usage
+
+    async def respond(self) -> Response:
+        first = None
+        while first is None:
+            first = await anext(self.lines)
+        return StreamingResponse(
+            self._events(first),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+
+    async def _events(self, first: Piece | Usage) -> AsyncIterator[str]:
+        yield self._event(first)
+        try:
+            async for line in self.lines:
+                if line is None:
+                    # A comment, so that the SDK's 600 s of silence never pass.
+                    yield ": waiting\n\n"
+                elif "choice" in line or self._include_usage:
+                    yield self._event(line)
+        except ServiceError as error:
+            yield _data(error.body())
+            return  # without [DONE]: this is not a complete answer
+        yield "data: [DONE]\n\n"
+
+    def _event(self, line: Piece | Usage) -> str:
+        if "choice" in line:
+            chunk = {**self.head, "choices": [_choice(line)]}
+            return _data({**chunk, "usage": None} if self._include_usage else chunk)
+        return _data({**self.head, "choices": [], "usage": line})
+
+
+def _choice(piece: Piece) -> JsonObject:
+    return {
+        "text": piece["text"],
+        "index": piece["choice"],
+        "logprobs": piece["logprobs"],
+        "finish_reason": piece["finish_reason"],
+    }
+
+
+def _data(body: JsonObject) -> str:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text.translate(LINE_ENDS)}\n\n"
+
+
+async def _unless_gone(receive: Receive, work: "asyncio._CoroutineLike[Response]") -> Response | None:
+    """The outcome of `work`, or None when the client disconnects before there is one."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

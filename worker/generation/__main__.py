@@ -1,0 +1,61 @@
+"""`python -m worker.generation`: the generator, on the address of GENERATOR_URL, until it is told to stop."""
+
+import logging
+import os
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+from transformers.utils import logging as transformers_logging
+
+from app.catalogue import locate
+from app.settings import Settings
+from worker.generation.server import create_app
+
+
+def listen(url: str) -> socket.socket:
+    """A listening socket for `http://host:port` or `unix:/path`; the latter for this user alone (0600).
+
+    Raises ValueError for another form of address, OSError where it is taken.
+    """
+    if url.startswith("unix:"):
+        path = Path(url.removeprefix("unix:"))
+        path.unlink(missing_ok=True)  # left by a generator that was killed
+        server = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o177)
+        try:
+            server.bind(str(path))
+        finally:
+            os.umask(mask)
+        return server
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.port is None:
+        raise ValueError(f"GENERATOR_URL is neither http://host:port nor unix:/path: {url}")
+    family = socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET
+    return socket.create_server((parts.hostname, parts.port), family=family)
+
+
+def main() -> None:
+    settings = Settings()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if settings.generator_url is None:
+        sys.exit("GENERATOR_URL is not set: it says where to listen, http://host:port or unix:/path")
+    try:
+        server = listen(settings.generator_url)
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot listen on {settings.generator_url}: {error}")
+    app = create_app(
+        partial(locate, settings=settings), settings.generator_memory_bytes, settings.generator_queue
+    )
+    config = uvicorn.Config(
+        app, log_level=settings.log_level.lower(), access_log=False, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[server])
+
+
+if __name__ == "__main__":
+    main()
