@@ -1,0 +1,74 @@
+# Every chore is one verb. `make PYTHON=python3.13 demo` makes the virtual environment with another Python.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := requirements
+# A chore is quiet until it fails; twice quiet, pip still prints errors.
+PIP_OPTIONS := --disable-pip-version-check --quiet --quiet
+PIP_INSTALL := -m pip $(PIP_OPTIONS) install --root-user-action ignore
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup demo up test check format lock clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/runtime $(VENV)/development $(VENV)/benchmark ## .venv with everything: runtime, tests, benchmarks
+
+demo: $(VENV)/runtime ## the whole main job on this machine, in a home that is thrown away
+	@$(BIN)/python examples/demo.py
+
+up: $(VENV)/runtime ## start everything and stay; Ctrl-C stops it
+	@exec $(BIN)/python -m app.cli up
+
+test: $(VENV)/development ## the whole test suite
+	@$(BIN)/python -m pytest --quiet
+
+check: $(VENV)/development ## linter, formatter, types, import contracts
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
+
+format: $(VENV)/development ## put the code into the house's format
+	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff format --quiet
+
+# One stamp a set of packages: made again when its pins or our own metadata change.
+$(VENV)/runtime $(VENV)/development $(VENV)/benchmark: $(VENV)/%: $(REQUIREMENTS)/%.txt pyproject.toml | $(BIN)/python
+	@echo "Installing what is pinned in $< ..."
+	@$(BIN)/python $(PIP_INSTALL) --requirement $<
+	@$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "finetuned needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+
+# Which extras each set holds; pinned together first, so that the sets agree.
+api_EXTRAS :=
+runtime_EXTRAS := --extra embedded --extra gpu
+development_EXTRAS := $(runtime_EXTRAS) --extra test
+benchmark_EXTRAS := $(runtime_EXTRAS) --extra benchmark
+SETS := api runtime development benchmark
+LOCK := build/lock
+COMPILE := $(LOCK)/bin/python -m piptools compile --quiet --allow-unsafe --strip-extras \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+# torch names its CUDA packages itself where it needs them; pinned here they would be fetched without a GPU too.
+PORTABLE := sed -e 's/+cpu$$//' -e '/^\(nvidia-\|cuda-\|triton\)/d' -e '/^\#/d'
+
+lock: ## pin the newest versions that pyproject.toml allows
+	@$(PYTHON) -m venv $(LOCK)
+	@$(LOCK)/bin/python $(PIP_INSTALL) pip-tools
+	@$(COMPILE) --upgrade --all-extras --output-file $(LOCK)/all.txt pyproject.toml
+	@$(foreach set,$(SETS),$(COMPILE) $($(set)_EXTRAS) --constraint $(LOCK)/all.txt \
+	  --output-file $(LOCK)/$(set).txt pyproject.toml &&) true
+	@$(foreach set,$(SETS),{ echo "# What '$(set)' needs, every version pinned. Made by 'make lock'."; \
+	  $(PORTABLE) $(LOCK)/$(set).txt; } > $(REQUIREMENTS)/$(set).txt &&) true
+
+clean: ## remove what can be made again: .venv, caches, build output
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find app worker tests migrations examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
