@@ -53,6 +53,14 @@ def make_key() -> str:
     return f"{body}_{_checksum(body)}"
 
 
+def parse_key(key: str) -> tuple[str, str] | None:
+    """(id, secret) of a well-formed key whose checksum is right."""
+    form = KEY_FORM.fullmatch(key)
+    if form is None or form[3] != _checksum(key[: -len(form[3]) - 1]):
+        return None
+    return form[1], form[2]
+
+
 def _sha256(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
@@ -62,11 +70,11 @@ def store_key(session: Session, key: str, owner: str, name: str) -> None:
 
     Raises ValueError where `key` has not the form of a key.
     """
-    form = KEY_FORM.fullmatch(key)
-    if form is None:
+    parts = parse_key(key)
+    if parts is None:
         raise ValueError("not an API key of this service")
     row = insert(ApiKey).values(
-        id=form[1], owner=owner, name=name, secret_sha256=_sha256(form[2]), created_at=now
+        id=parts[0], owner=owner, name=name, secret_sha256=_sha256(parts[1]), created_at=now
     )
     session.execute(row.on_conflict_do_nothing())
 
@@ -105,13 +113,13 @@ def _bearer(request: Request) -> str:
 
 async def caller(request: Request) -> Caller:
     """Dependency of every route but health's. Raises NotAuthenticated, not saying what was wrong."""
-    form = KEY_FORM.fullmatch(_bearer(request))
+    key_id, secret = parse_key(_bearer(request)) or ("", "")
     database: Database = request.app.state.database
     # A transaction of its own: the route's holds no connection until the route itself asks for one.
     async with database.transaction() as session:
-        row = await session.get(ApiKey, form[1]) if form is not None else None
+        row = await session.get(ApiKey, key_id)
         # Hash and compare even when there is no such key, so that time does not tell.
-        same = hmac.compare_digest(row.secret_sha256 if row else "", _sha256(form[2] if form else ""))
+        same = hmac.compare_digest(row.secret_sha256 if row else "", _sha256(secret))
         at = datetime.now(UTC)
         if row is None or not same or row.revoked_at or (row.expires_at and row.expires_at <= at):
             raise NotAuthenticated("This API key is unknown, expired or revoked.")
