@@ -16,11 +16,6 @@ commands = typer.Typer(
 )
 
 
-@commands.callback()
-def finetuned() -> None:
-    """Keeps `up` a command of its own while it is the only one."""
-
-
 @commands.command()
 def up(
     home: Annotated[Path | None, typer.Option(help="Folder of all that is kept [$FINETUNED_HOME]")] = None,
@@ -34,6 +29,21 @@ def up(
     try:
         run(settings(home=home, port=port, host=host), typer.echo)
     except EmbeddedError as error:
+        refuse(str(error))
+
+
+@commands.command()
+def prepare() -> None:
+    """Bring the database of DATABASE_URL to the newest schema, and write the first API key.
+
+    Once before the programs are started one by one; `up` does it by itself.
+    """
+    from app.database import NotConfigured
+    from app.embedded.up import prepare as run
+
+    try:
+        run(settings())
+    except NotConfigured as error:
         refuse(str(error))
 
 
