@@ -20,10 +20,11 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 
 @dataclass(frozen=True)
 class Text:
-    """A document to be continued from its first word. `last` is False while more pieces of it follow."""
+    """A document, to be learned from its first word on; a long one comes in pieces, `first` to `last`."""
 
     line: int
     text: str
+    first: bool = True
     last: bool = True
 
 
@@ -271,13 +272,13 @@ def _documents(file: BinaryIO) -> Iterator[Text]:
             raise DatasetError(line + chunk.count(b"\n"), "not UTF-8") from None
         *ended, rest = rest.split(SEPARATOR)
         for document in ended:
-            yield Text(line, document)
+            yield Text(line, document, first=not within)
             line, within, begun = line + document.count("\n"), False, True
         if more and (cut := _cut(rest)):
-            yield Text(line, rest[:cut], last=False)
+            yield Text(line, rest[:cut], first=not within, last=False)
             line, rest, within = line + rest.count("\n", 0, cut), rest[cut:], True
     if rest.strip() or within or not begun:
-        yield Text(line, rest)
+        yield Text(line, rest, first=not within)
 
 
 def _cut(text: str) -> int:

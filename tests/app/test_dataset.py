@@ -137,4 +137,6 @@ def test_a_long_document_comes_in_pieces_that_join_again(
     assert len(pieces) > 10
     assert "".join(p.text for p in pieces) + last.text == text
     assert not any(p.last for p in pieces)
-    assert (last.last, end.text, end.last) == (True, "end", True)
+    assert [p.first for p in pieces] == [True] + [False] * (len(pieces) - 1)
+    assert (last.first, last.last) == (False, True)
+    assert (end.text, end.first, end.last) == ("end", True, True)

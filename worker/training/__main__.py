@@ -1,0 +1,38 @@
+"""`python -m worker.training`: the one way a model is trained, for the worker, a person and the benchmark.
+
+stdout carries events and nothing else, one JSON object a line; what libraries say goes to stderr.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+
+def die_with_parent() -> None:
+    """SIGTERM when the parent ends, so that no trainer outlives its supervisor. First of all."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it ended in between, so the signal will never come
+        sys.exit(75)
+
+
+def main() -> int:
+    """Runs one job; returns the exit status."""
+    # Libraries print where they like. Only `say` may write to the real stdout.
+    events_out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+    from worker.training import run
+
+    return run.run(sys.argv[1:], events_out)
+
+
+if __name__ == "__main__":
+    if "--wait" in sys.argv:
+        die_with_parent()
+    status = main()
+    sys.stderr.flush()
+    # Threads of torch may hang at shutdown, and everything that matters is on disk.
+    os._exit(status)

@@ -1,0 +1,76 @@
+"""LoRA through PEFT: adapters put into the network in place, and the weights with them merged in."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from app.recipe import Recipe
+from worker.training.failure import Failure
+
+FOLDER = "adapter"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def alpha(recipe: Recipe) -> float:
+    """The numerator of the update's scale, "auto" resolved."""
+    return 2 * (recipe.lora_rank or 0) if recipe.lora_alpha == "auto" else recipe.lora_alpha
+
+
+def adapt(network: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """Freezes the network and puts trainable adapters into it. Raises Failure when no layer is so named."""
+    rank = recipe.lora_rank or 0
+    targets = "all-linear" if recipe.lora_targets == "auto" else list(recipe.lora_targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha(recipe)),
+        lora_dropout=recipe.lora_dropout,
+        target_modules=targets,
+        # GPT-2's Conv1D keeps its weight transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return cast(PeftModel, get_peft_model(network, config))
+    except ValueError as error:
+        raise Failure("invalid_value", f"lora_targets: {str(error)[:300]}", param="lora_targets") from None
+
+
+def merged(network: PreTrainedModel) -> dict[str, Tensor]:
+    """The state of the network as if it had never been adapted, updates added, the adapters untouched.
+
+    PEFT's own merge works in place, and taking it back would round the base weights.
+    """
+    state = {n.replace(".base_layer.", "."): t for n, t in network.state_dict().items() if ".lora_" not in n}
+    for name, module in network.named_modules():
+        if hasattr(module, "get_delta_weight") and "default" in getattr(module, "lora_A", {}):
+            layer: Any = module
+            with torch.no_grad():
+                weight = f"{name}.weight"
+                state[weight] = state[weight] + layer.get_delta_weight("default").to(state[weight].dtype)
+    return state
+
+
+def adapter_state(adapted: PeftModel) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names."""
+    return cast(dict[str, Tensor], get_peft_model_state_dict(adapted))
+
+
+def write(adapted: PeftModel, tensors: dict[str, Tensor], folder: Path, base_name: str) -> None:
+    """An adapter folder as PEFT writes one."""
+    target = folder / FOLDER
+    target.mkdir()
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = base_name
+    config.save_pretrained(str(target))
+    save_file(tensors, target / WEIGHTS, {"format": "pt"})
+
+
+def restore(adapted: PeftModel, checkpoint: Path) -> None:
+    """Puts a checkpoint's adapter back."""
+    set_peft_model_state_dict(adapted, load_file(checkpoint / FOLDER / WEIGHTS))

@@ -1,0 +1,201 @@
+"""A causal language model from a Hugging Face folder, taken apart into a body and a head."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from app.recipe import Recipe
+from worker.training.batches import Batch, lay
+from worker.training.device import Device
+from worker.training.failure import Failure
+from worker.training.head import Head, Score, WholeHead
+
+DROPOUTS = (
+    "dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "embd_pdrop", "attn_pdrop",
+    "resid_pdrop", "embed_dropout", "resid_dropout", "ffn_dropout",
+)  # fmt: skip
+CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+# fp32 against itself in another layout: 1.8e-7 on GPT-2 and Llama. A leak shows as 1e-2 and more.
+SAME = 1e-4
+
+
+class Model:
+    """The network, where it runs and how its output layer is computed."""
+
+    def __init__(self, network: PreTrainedModel, device: Device, recipe: Recipe) -> None:
+        self.network, self.device = network, device
+        self.positions = longest(network.config)
+        self.end = 0
+        self.packing = recipe.packing
+        self._body: Any = network.base_model
+        self._output: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._head: Head | WholeHead = WholeHead(self._output)
+
+    def prepare(self, recipe: Recipe) -> list[str]:
+        """Picks the fast paths that give this model's own numbers; returns those that do not."""
+        if recipe.gradient_checkpointing:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        unusual = []
+        if type(self._output) is nn.Linear and getattr(self._output, "bias", None) is None:
+            self._head = Head(cast(nn.Parameter, self._output.weight), self.device.dtype)
+        if not self._head_agrees():
+            raise Failure(
+                "invalid_model", "This model's output layer is not a plain one; it cannot be trained here."
+            )
+        if self.packing and not self._packing_agrees():
+            self.packing = False
+            unusual.append("packing")
+        if recipe.torch_compile:
+            self._body = torch.compile(self._body, dynamic=True)
+        return unusual
+
+    def learn(self, batch: Batch, scale: float) -> Tensor:
+        """Forward and backward of scale x the summed loss; returns the unscaled sum on the device."""
+        return self._head.learn(self._hidden(batch), batch.targets, scale)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Score:
+        """Loss and accuracy sums of a batch, in evaluation mode."""
+        with self.resting():
+            return self._head.score(self._hidden(batch), batch.targets)
+
+    @torch.no_grad()
+    def write(self, prompt: list[int], most: int) -> list[int]:
+        """Greedy continuation, with the end token if it came."""
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=most,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+        )
+        prompt = prompt[-(self.positions - most) :] or [self.end]
+        ids = torch.tensor([prompt], device=self.device.place)
+        with self.resting(), self.device.autocast():
+            found: Any = self.network.generate(  # type: ignore[operator]
+                ids, generation_config=settings, attention_mask=torch.ones_like(ids)
+            )
+        return [int(token) for token in found[0, len(prompt) :]]
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Without dropout, and back as it was."""
+        was = self.network.training
+        self.network.train(False)
+        try:
+            yield
+        finally:
+            self.network.train(was)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained."""
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    def size(self) -> int:
+        """All parameters, shared ones once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """The network's own logits, rows x width x vocabulary, for comparing."""
+        with torch.no_grad(), self.resting():
+            found: Tensor = self.network(input_ids=ids, use_cache=False).logits.float()
+        return found
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        # use_cache=False is what makes restarting positions isolate packed examples; with a cache they leak.
+        with self.device.autocast():
+            out = self._body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
+        states: Tensor = out.last_hidden_state
+        return states.reshape(-1, states.shape[-1]).index_select(0, batch.sources)
+
+    def _probe(self, packing: bool, lengths: tuple[int, ...]) -> Batch:
+        random = np.random.default_rng(0)
+        vocabulary = self.network.config.get_text_config().vocab_size
+        examples = [
+            (random.integers(0, vocabulary, n).astype(np.uint32), np.arange(n) > 0)
+            for n in (min(n, self.positions) for n in lengths)
+        ]
+        return lay(examples, packing, min(self.positions, sum(lengths)), 0).to(self.device.place)
+
+    @torch.no_grad()
+    def _head_agrees(self) -> bool:
+        batch = self._probe(packing=False, lengths=(9,))
+        own = self.logits(batch.ids).reshape(-1, self.network.config.get_text_config().vocab_size)
+        loss = nn.functional.cross_entropy(own[batch.sources], batch.targets, reduction="sum")
+        tolerance = SAME if self.device.precision == "fp32" else 0.05
+        return abs(float(self.score(batch).loss) - float(loss)) <= tolerance * max(1.0, abs(float(loss)))
+
+    @torch.no_grad()
+    def _packing_agrees(self) -> bool:
+        """Packed rows must give what rows of their own give, whatever the architecture makes of positions."""
+        lengths = (7, 6, 5)  # packing keeps this order
+        with self.resting(), torch.autocast(self.device.place.type, enabled=False):
+            together, apart = (self._plain(self._probe(packing, lengths)) for packing in (True, False))
+        return float((together - apart).abs().max()) <= SAME * float(apart.abs().max())
+
+    def _plain(self, batch: Batch) -> Tensor:
+        out = self._body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
+        found: Tensor = out.reshape(-1, out.shape[-1])[batch.sources]
+        return found
+
+
+def longest(config: PretrainedConfig) -> int:
+    """Tokens the model can attend to."""
+    text = config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(found or 1024)
+
+
+def config_of(folder: Path) -> PretrainedConfig:
+    """The folder's config, without its code."""
+    found: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    return found
+
+
+def inspect(folder: Path) -> None:
+    """Refuses a folder that would need its own code or pickled weights, before transformers sees it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise Failure("invalid_model", "The base model's folder has no readable config.json.") from None
+    if any(key in config for key in CODE_KEYS):
+        raise Failure("invalid_model", "The base model brings code of its own, which is never run.")
+    if not any(folder.glob("*.safetensors")):
+        raise Failure(
+            "invalid_model", "The base model has no safetensors weights; pickled ones are never read."
+        )
+
+
+def load(folder: Path, recipe: Recipe, device: Device) -> PreTrainedModel:
+    """The network in fp32, ready to train, on the device. Raises Failure for a folder that cannot be used."""
+    inspect(folder)
+    try:
+        config = config_of(folder)
+        if recipe.dropout != "auto":
+            for name in DROPOUTS:
+                if isinstance(getattr(config, name, None), int | float):
+                    setattr(config, name, recipe.dropout)
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise Failure("invalid_model", f"The base model cannot be loaded: {str(error)[:300]}") from None
+    # Kernels may round otherwise on other alignments: memory of torch's own, not the file's mapping.
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+    network.train()
+    return network.to(device.place)  # type: ignore[arg-type, no-any-return]

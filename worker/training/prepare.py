@@ -1,0 +1,242 @@
+"""From a job to what its loop needs: data encoded, model loaded, every "auto" resolved, state restored."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from app.dataset import Chat, read
+from app.encoding import Encoder
+from app.recipe import Recipe
+from worker.training import checkpoint, data, device, lora, model, optim
+from worker.training.batches import order
+from worker.training.checkpoint import Progress, Saver
+from worker.training.data import Encodings, Share
+from worker.training.events import Event, Notice, Prepared
+from worker.training.failure import Failure
+from worker.training.job import Job
+from worker.training.model import Model
+from worker.training.optim import Optimization
+from worker.training.pulse import Pulse
+
+# What may differ between two attempts at the same job: it changes speed or reporting, not the mathematics.
+FREE = {
+    "train_batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_devices", "max_runtime",
+    "max_step_time", "save_steps", "save_total_limit", "sample_prompts", "sample_max_tokens", "torch_compile",
+    "gradient_checkpointing", "packing",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which examples a step takes, and at which steps something is due. Steps count from 1."""
+
+    examples: int
+    seed: int
+    total: int  # examples per step
+    steps_per_epoch: int
+    total_steps: int
+    eval_steps: int
+    save_steps: int
+
+    def indices(self, step: int) -> list[int]:
+        """The examples of the step after `step` steps; the last step of an epoch takes what is left."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        chosen = order(self.examples, self.seed, epoch)[at * self.total : (at + 1) * self.total]
+        return [int(i) for i in chosen]
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def is_last(self, step: int) -> bool:
+        return step >= self.total_steps
+
+
+@dataclass
+class Parts:
+    """What the loop works with."""
+
+    job: Job
+    recipe: dict[str, Any]  # resolved
+    plan: Plan
+    encoder: Encoder
+    train: Share
+    validation: Share | None
+    max_length: int
+    eval_size: int
+    model: Model
+    adapted: PeftModel | None
+    optimization: Optimization
+    progress: Progress
+    saver: Saver
+    template: str | None  # the chat template that training brought, where the model has none
+
+
+def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
+    """Yields notices, then Prepared, then the parts."""
+    place = device.choose(job.recipe)
+    if place.refused:
+        yield Notice("warn", "precision_unavailable", place.refused)
+    if job.recipe.num_devices != place.world:
+        message = (
+            f"{job.recipe.num_devices} devices asked for, {place.world} at hand; the result is the same."
+        )
+        yield Notice("warn", "devices_unavailable", message)
+    model.inspect(job.model)
+    encoder = Encoder.load(job.model)
+    max_length = _max_length(job)
+    # One process encodes, the others then find it done.
+    if place.rank:
+        place.barrier()
+    encoded, held = _encode(job, encoder, max_length, pulse)
+    if not place.rank:
+        place.barrier()
+    train, validation = _shares(job, encoded, held)
+    batch = _batch(job.recipe, train, place)
+    plan = _plan(job.recipe, len(train), batch.total)
+    fingerprint = _fingerprint(job.recipe, encoded, held, batch.total)
+    source, progress, notices = checkpoint.choose(job.resume, fingerprint)
+    yield from notices
+    progress.micro = min(progress.micro or batch.micro, batch.micro)
+
+    place.seed(job.recipe.seed)
+    network = model.load(job.model if job.recipe.lora_rank or source is None else source, job.recipe, place)
+    parameters = sum(p.numel() for p in network.parameters())
+    adapted = lora.adapt(network, job.recipe) if job.recipe.lora_rank else None
+    trained = Model(network, place, job.recipe)
+    trained.end = encoder.end
+    for path in trained.prepare(job.recipe):
+        yield Notice("warn", f"{path}_unavailable", f"This architecture does not support {path}; it is off.")
+    peak = optim.rate(job.recipe, parameters)
+    optimization = Optimization(trained.parameters(), job.recipe, peak, plan.total_steps, place.scaler())
+    if source is not None:
+        if adapted:
+            lora.restore(adapted, source)
+        checkpoint.restore_optimization(source, optimization)
+
+    share = math.ceil(batch.total / place.world)
+    eval_size = batch.micro if job.recipe.eval_batch_size == "auto" else job.recipe.eval_batch_size
+    resolved = job.recipe.model_dump(mode="json") | {
+        "num_epochs": _epochs(job.recipe),
+        "train_batch_size": batch.micro,
+        "gradient_accumulation_steps": math.ceil(share / batch.micro),
+        "total_train_batch_size": batch.total,
+        "eval_batch_size": eval_size,
+        "num_devices": place.world,
+        "learning_rate": peak,
+        "learning_rate_multiplier": job.recipe.learning_rate_multiplier
+        if job.recipe.learning_rate == "auto"
+        else 1,
+        "lr_scheduler_warmup_steps": optim.warmup(job.recipe, plan.total_steps),
+        "max_length": max_length,
+        "eval_steps": plan.eval_steps,
+        "save_steps": plan.save_steps,
+        "packing": trained.packing,
+        "lora_alpha": lora.alpha(job.recipe) if adapted else None,
+    }
+    tokens, trained_tokens = train.total()
+    yield Prepared(
+        examples=len(train),
+        trained_tokens=trained_tokens,
+        total_tokens=tokens,
+        validation_examples=len(validation) if validation else 0,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        counts=encoded.counts,
+        recipe=resolved,
+        device=place.name,
+        precision=place.precision,
+        parameters=parameters,
+    )
+    yield Parts(
+        job=job,
+        recipe=resolved,
+        plan=plan,
+        encoder=encoder,
+        train=train,
+        validation=validation,
+        max_length=max_length,
+        eval_size=eval_size,
+        model=trained,
+        adapted=adapted,
+        optimization=optimization,
+        progress=progress,
+        saver=Saver(job.out / "checkpoints", job.keep),
+        template=None if encoder.has_template or not _is_chat(job) else encoder.template,
+    )
+
+
+def _encode(job: Job, encoder: Encoder, max_length: int, pulse: Pulse) -> tuple[Encodings, Encodings | None]:
+    cache: Path = job.cache or job.out / "encoded"
+    train = data.encode(job.data, job.format, encoder, job.recipe, max_length, cache, pulse.beat)
+    if job.validation is None:
+        return train, None
+    form = job.validation_format
+    return train, data.encode(job.validation, form, encoder, job.recipe, max_length, cache, pulse.beat)
+
+
+def _shares(job: Job, encoded: Encodings, held: Encodings | None) -> tuple[Share, Share | None]:
+    train, validation = data.split(encoded, 0 if held else job.recipe.validation_split, job.recipe.seed)
+    if held is not None:
+        validation, _ = data.split(held, 0, 0)
+    if not len(train):
+        raise Failure(
+            "no_trainable_tokens", "validation_split leaves no example to train on.", param="validation_split"
+        )
+    if len(validation):
+        return train, validation
+    for name in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(job.recipe, name):
+            message = (
+                f"'{name}' needs a validation file or a validation_split that holds at least one example."
+            )
+            raise Failure("contradictory_value", message, param=name)
+    return train, None
+
+
+def _max_length(job: Job) -> int:
+    limit = model.longest(model.config_of(job.model))
+    asked = job.recipe.max_length
+    if asked == "auto":
+        return min(limit, 1024)
+    if asked > limit:
+        message = f"'max_length' is {asked:,}, but the model attends to {limit:,} tokens at most."
+        raise Failure("invalid_value", message, param="max_length")
+    return asked
+
+
+def _batch(recipe: Recipe, train: Share, place: device.Device) -> Any:
+    tokens, _ = train.total()
+    return recipe.batch(len(train), tokens / len(train), place.tokens_per_micro_step)
+
+
+def _epochs(recipe: Recipe) -> float:
+    return 3 if recipe.num_epochs == "auto" else recipe.num_epochs
+
+
+def _plan(recipe: Recipe, examples: int, total: int) -> Plan:
+    per_epoch = math.ceil(examples / total)
+    return Plan(
+        examples=examples,
+        seed=recipe.seed,
+        total=total,
+        steps_per_epoch=per_epoch,
+        total_steps=recipe.max_steps or math.ceil(_epochs(recipe) * per_epoch),
+        eval_steps=per_epoch if recipe.eval_steps == "auto" else recipe.eval_steps,
+        save_steps=per_epoch if recipe.save_steps == "auto" else recipe.save_steps,
+    )
+
+
+def _fingerprint(recipe: Recipe, encoded: Encodings, held: Encodings | None, total: int) -> str:
+    said = recipe.model_dump(mode="json", exclude=FREE)
+    known = [said, encoded.key, held.key if held else None, total]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _is_chat(job: Job) -> bool:
+    return isinstance(next(read(job.data, job.format), None), Chat)

@@ -1,0 +1,94 @@
+"""One job in this process: signals, events out, exit status."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import TextIO
+
+from worker.training import events, failure
+from worker.training.events import Event, Failed, Ready, Step
+from worker.training.failure import Stopped, classify
+from worker.training.job import Job, from_arguments
+from worker.training.pulse import Pulse
+
+
+class Speaker:
+    """Writes events to the stream, whole lines from any thread; remembers the last step."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+        self.step: int | None = None
+
+    def say(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self.step = event.step
+        with self._lock:
+            self._stream.write(events.line(event) + "\n")
+            self._stream.flush()
+
+
+def run(arguments: Sequence[str], stream: TextIO) -> int:
+    """Trains the job on the command line, or with `--wait` the one that comes on stdin."""
+    pulse, speaker = Pulse(), Speaker(stream)
+    signal.signal(signal.SIGTERM, pulse.stop)
+    signal.signal(signal.SIGINT, pulse.stop)
+    try:
+        job = from_arguments(arguments)
+        from worker.training import loop  # seconds: torch and transformers
+
+        if job is None:
+            job = _wait(speaker, pulse)
+        if job is None:
+            return failure.STOPPED if pulse.asked else failure.FINISHED
+        pulse.tick()
+        pulse.watch(job.recipe.max_step_time, lambda silent: _stalled(speaker, silent))
+        for event in loop.train(job, pulse):
+            if not _rank():
+                speaker.say(event)
+        return failure.FINISHED
+    except Stopped:
+        return failure.STOPPED
+    except BrokenPipeError:
+        return failure.BROKEN  # nobody listens any more
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        found = classify(error)
+        speaker.say(Failed(found.code, found.message, found.param, speaker.step))
+        return found.exit_status
+
+
+def _wait(speaker: Speaker, pulse: Pulse) -> Job | None:
+    """One job from stdin; None when stdin ends or SIGTERM comes first."""
+    warm_up()
+    if pulse.asked:
+        return None
+    # While idle there is nothing to save: let the signal end the process at once.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(failure.STOPPED))
+    speaker.say(Ready())
+    line = sys.stdin.readline()
+    signal.signal(signal.SIGTERM, pulse.stop)
+    return Job.from_json(line) if line.strip() else None
+
+
+def warm_up() -> None:
+    """Imports and initialises what the first step would otherwise wait for."""
+    import torch
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _stalled(speaker: Speaker, silent: float) -> None:
+    message = f"No micro-step has ended for {silent:.0f} s (max_step_time); the last checkpoint still stands."
+    speaker.say(Failed("stalled", message, "max_step_time", speaker.step))
+    os._exit(failure.TIME_OVER)
