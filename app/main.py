@@ -10,6 +10,7 @@ from app.auth import caller
 from app.database import Database
 from app.dispatch import dispatching
 from app.generator import Generator
+from app.generator import Generator
 from app.journal import configure_logs
 from app.routes import completions, files, health, jobs, models
 from app.settings import Settings
@@ -21,11 +22,13 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     app.state.database = Database(settings)
     app.state.generator = Generator(settings.generator_url)
+    app.state.generator = Generator(settings.generator_url)
     try:
         async with dispatching(settings, app.state.database, app.state.store) as dispatcher:
             app.state.dispatcher = dispatcher
             yield
     finally:
+        await app.state.generator.close()
         await app.state.generator.close()
         await app.state.database.close()
 
