@@ -17,6 +17,7 @@ def main(descriptor: int) -> None:
         "app.main:create_app",
         factory=True,
         access_log=False,
+        log_config=None,  # the application's own
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=STREAM_GRACE,

@@ -66,7 +66,7 @@ class Running:
 
 
 def programs(settings: Settings, listener: int, embedded_generator: bool) -> list[Program]:
-    """What to run, in the order to start it. `listener` is the descriptor of the API's listening socket."""
+    """What to run, the API first. `listener` is the descriptor of the API's listening socket."""
     api = Program(
         "api",
         (sys.executable, "-m", "app.embedded.api", str(listener)),

@@ -57,9 +57,12 @@ def up(
             settings = settings.model_copy(update={"port": port})
             settings, own_generator = start_servers(settings, supervisor, sockets.create(record), log_folder)
             prepare(settings)
-            for program in choose(settings, listener.fileno(), own_generator):
-                supervisor.start(Running(program, log_folder))
+            api, *others = choose(settings, listener.fileno(), own_generator)
+            supervisor.start(Running(api, log_folder))
             wait_until_ready(settings, supervisor)
+            # Only now: loading torch would take the processor from the API for seconds.
+            for program in others:
+                supervisor.start(Running(program, log_folder))
             announce(settings, say)
             while True:
                 supervisor.watch()

@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from app.embedded.process import EmbeddedError
 from app.embedded.programs import ROOT, programs
+from app.embedded.up import check_loopback
 from app.settings import Settings
 
 START_LIMIT = 30.0
@@ -33,7 +35,9 @@ def new_up(home: Path) -> Iterator[NewUp]:
     started = []
 
     def start(*arguments: str, port: int = 0, **environment: str) -> Up:
-        command = [sys.executable, "-m", "tests.embedded.stand_in", str(home), str(port), *arguments]
+        stand_in = ["tests.embedded.stand_in", str(home), str(port), *arguments]
+        real = ["app.cli", "up", "--home", str(home), "--port", str(port)]
+        command = [sys.executable, "-m", *(real if arguments == ("real",) else stand_in)]
         pipe = subprocess.PIPE
         variables = {**os.environ, **environment}
         started.append(
@@ -79,6 +83,29 @@ def starts(address: str) -> int:
     return int(httpx2.get(f"{address}/starts", timeout=10).json()[0])
 
 
+def command(number: int) -> bytes:
+    """A process's arguments; none once it has ended."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def descendants(number: int) -> list[int]:
+    """The processes that this one started, and theirs."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # After the name in parentheses, which may hold anything: state, parent.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [number]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
+
+
 def processes(home: Path) -> list[int]:
     """Everything that works for this home: by its arguments, its environment or its working folder."""
     found = []
@@ -116,14 +143,15 @@ def test_ctrl_c_leaves_no_process_and_no_socket_folder(new_up: NewUp, home: Path
     assert (home / "saved").exists(), "the worker had its time to save"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_other_ways_to_be_stopped_are_the_same(
-    new_up: NewUp, home: Path, number: signal.Signals, given: Given
+def test_given_servers_are_used_instead_and_sigterm_stops_it_too(
+    new_up: NewUp, home: Path, given: Given
 ) -> None:
     up = new_up(**given)
-    ready(up, home)
+    assert starts(ready(up, home)) == 1
     worker(home, up)
-    stop(up, number)
+    stop(up, signal.SIGTERM)
+    assert not (home / "postgres").exists()
+    assert not (home / "valkey").exists()
     assert processes(home) == []
     assert (home / "saved").exists()
 
@@ -210,12 +238,28 @@ def test_a_program_that_cannot_start_ends_it_with_its_last_words(
     assert not (home / "sockets").exists()
 
 
-def test_given_servers_are_used_instead_of_the_embedded_ones(new_up: NewUp, home: Path, given: Given) -> None:
-    up = new_up(**given)
-    assert starts(ready(up, home)) == 1
-    assert not (home / "postgres").exists()
-    assert not (home / "valkey").exists()
+def test_the_real_programs_die_with_it_and_come_back(new_up: NewUp, home: Path) -> None:
+    def all_run() -> bool:
+        commands = [command(number) for number in descendants(up.pid)]
+        return all(any(name in text for text in commands) for name in names)
+
+    names = (b"app.embedded.api", b"celery", b"worker.generation", b"worker.training")
+    up = new_up("real")
+    key = {"Authorization": f"Bearer {(ready(up, home), (home / 'key').read_text().strip())[1]}"}
+    wait_for(all_run, up)
+    (home / "address").unlink()
+    all_of_it = descendants(up.pid)
+    up.kill()
+    wait_for(lambda: not any(command(number) for number in all_of_it))
+    up = new_up("real")
+    models = httpx2.get(f"{ready(up, home)}/v1/models", headers=key, timeout=10)
+    assert models.status_code == 200
+    wait_for(all_run, up)
+    all_of_it = descendants(up.pid)
     stop(up)
+    assert not any(command(number) for number in all_of_it)
+    assert "celery" in (home / "logs" / "worker.log").read_text()
+    assert "celery" in (home / "logs" / "worker.log.1").read_text(), "the run before is kept"
 
 
 def finetuned(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -235,14 +279,20 @@ def test_a_port_in_use_is_one_sentence(home: Path) -> None:
     assert processes(home) == []
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.com", "::"])  # noqa: S104
-def test_an_address_that_others_could_reach_is_one_sentence(home: Path, host: str) -> None:
-    ended = finetuned("--home", str(home), "--host", host)
+def test_an_address_that_others_could_reach_is_one_sentence(home: Path) -> None:
+    ended = finetuned("--home", str(home), "--host", "192.168.1.5")
     assert ended.returncode == 1
-    assert re.fullmatch(
-        f"finetuned: finetuned up listens on this machine only, and {host} is no.*\n", ended.stderr
-    )
+    sentence = "finetuned: finetuned up listens on this machine only, and 192.168.1.5 is no.*\n"
+    assert re.fullmatch(sentence, ended.stderr)
     assert not home.exists()
+
+
+def test_only_loopback_addresses_are_listened_on() -> None:
+    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
+        check_loopback(host)
+    for host in ("0.0.0.0", "::", "10.0.0.1", "example.com", "127.0.0.1.example.com", ""):  # noqa: S104
+        with pytest.raises(EmbeddedError):
+            check_loopback(host)
 
 
 def test_the_generator_is_told_no_secret_and_no_argument_holds_one(home: Path) -> None:
