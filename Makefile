@@ -50,10 +50,11 @@ $(BIN)/python:
 
 # Which extras each set holds; pinned together first, so that the sets agree.
 api_EXTRAS :=
+gpu_EXTRAS := --extra gpu
 runtime_EXTRAS := --extra embedded --extra gpu
 development_EXTRAS := $(runtime_EXTRAS) --extra test
 benchmark_EXTRAS := $(runtime_EXTRAS) --extra benchmark
-SETS := api runtime development benchmark
+SETS := api gpu runtime development benchmark
 LOCK := build/lock
 COMPILE := $(LOCK)/bin/python -m piptools compile --quiet --allow-unsafe --strip-extras \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
