@@ -1,0 +1,216 @@
+"""The main job, end to end, on real parts: upload, create, poll, events, checkpoints, download, generate."""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.flow.conftest import Stack, wait_for, wait_for_end
+
+ROWS = "".join(
+    json.dumps({"text": f"Stir the {what} for {minutes} minutes. Serve it warm."}) + "\n"
+    for what in ("soup", "sauce", "tea", "stew")
+    for minutes in range(1, 21)
+)
+BASES = ("tiny-gpt2", "small-gpt2")
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> OpenAI:
+    return stack.client()
+
+
+@pytest.fixture(scope="module", params=BASES)
+def job(request: pytest.FixtureRequest, client: OpenAI) -> FineTuningJob:
+    """One finished job for each base model."""
+    train = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
+    valid = client.files.create(
+        file=("valid.jsonl", ROWS[:800].rsplit("\n", 1)[0].encode()), purpose="fine-tune"
+    )
+    made = client.fine_tuning.jobs.create(
+        model=request.param,
+        training_file=train.id,
+        validation_file=valid.id,
+        suffix="soup",
+        extra_body={
+            "hyperparameters": {
+                "num_epochs": 3,
+                "total_train_batch_size": 8,
+                "learning_rate": 2e-3,
+                "lr_scheduler_type": "cosine",
+                "lr_scheduler_warmup_steps": 3,
+                "sample_prompts": ["Stir the"],
+            }
+        },
+    )
+    ended = wait_for_end(client, made.id)
+    assert ended.status == "succeeded", ended.error
+    return ended
+
+
+def test_the_job_tells_what_it_did(job: FineTuningJob) -> None:
+    assert job.fine_tuned_model is not None
+    assert job.fine_tuned_model.startswith(f"ft:{job.model}:")
+    assert ":soup:" in job.fine_tuned_model
+    assert job.trained_tokens is not None
+    assert job.trained_tokens > 0
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, 8)
+    assert job.error is None
+    FineTuningJob.model_validate_json(job.model_dump_json(), strict=True)
+
+
+def test_the_loss_falls_and_every_step_is_there(stack: Stack, job: FineTuningJob) -> None:
+    metrics = stack.get(f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"]
+    assert [row["step"] for row in metrics if row["loss"] is not None] == list(range(1, 31))
+    assert metrics[-1]["loss"] < metrics[0]["loss"] * 0.7
+    assert all(row["grad_norm"] > 0 and row["tokens_per_second"] > 0 for row in metrics)
+    assert max(row["learning_rate"] for row in metrics) == pytest.approx(2e-3)
+    evaluated = [row for row in metrics if "valid_loss" in row]
+    assert evaluated[-1]["valid_loss"] < evaluated[0]["valid_loss"]
+
+
+def test_the_history_tells_it_in_order(client: OpenAI, job: FineTuningJob) -> None:
+    codes = [event.data["code"] for event in client.fine_tuning.jobs.list_events(job.id, limit=10)]  # type: ignore[index]
+    codes.reverse()
+    assert codes[:3] == ["created", "claimed", "prepared"]
+    assert codes[-1] == "succeeded"
+    assert {"step", "evaluated", "sampled", "checkpoint"} <= set(codes)
+
+
+def test_each_checkpoint_can_be_asked_at_once(client: OpenAI, job: FineTuningJob) -> None:
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert checkpoints[0].step_number == 30
+    assert checkpoints[0].metrics.train_loss is not None
+    answer = client.completions.create(
+        model=checkpoints[-1].fine_tuned_model_checkpoint, prompt="Stir", max_tokens=3, temperature=0
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+def test_the_downloaded_model_writes_what_the_service_writes(
+    stack: Stack, client: OpenAI, job: FineTuningJob, tmp_path: Path
+) -> None:
+    name = job.fine_tuned_model or ""
+    archive = zipfile.ZipFile(io.BytesIO(stack.get(f"/v1/models/{name}/download").content))
+    assert archive.testzip() is None
+    archive.extractall(tmp_path)
+    folder = next(tmp_path.iterdir())
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "config.json",
+        "README.md",
+        "model.safetensors",
+        "generation_config.json",
+        "manifest.json",
+    } <= files
+    for fact in stack.get(f"/v1/models/{name}/files").json()["data"]:
+        assert hashlib.sha256((folder / fact["path"]).read_bytes()).hexdigest() == fact["sha256"]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    prompt = tokenizer("Stir the", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0][prompt["input_ids"].shape[1] :]
+    wanted = tokenizer.decode(written, skip_special_tokens=True)
+    asked: dict[str, Any] = {"model": name, "prompt": "Stir the", "max_tokens": 20, "temperature": 0}
+    whole = client.completions.create(**asked)
+    assert whole.choices[0].text == wanted
+    streamed = client.completions.create(**asked, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == wanted
+
+
+def test_one_file_of_a_model_comes_in_ranges_under_its_hash(stack: Stack, job: FineTuningJob) -> None:
+    path = f"/v1/models/{job.fine_tuned_model}/files/model.safetensors"
+    whole = stack.get(path)
+    etag = whole.headers["etag"]
+    assert etag == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+    half = len(whole.content) // 2
+    first = stack.get(path, headers={"range": f"bytes=0-{half - 1}", "if-range": etag})
+    rest = stack.get(path, headers={"range": f"bytes={half}-", "if-range": etag})
+    assert (first.status_code, rest.status_code) == (206, 206)
+    assert first.content + rest.content == whole.content
+    assert stack.get(path, headers={"if-none-match": etag}).status_code == 304
+    for wrong in ("../../key", "manifest.json/../../../key", "nothing"):
+        assert stack.get(f"/v1/models/{job.fine_tuned_model}/files/{wrong}").status_code == 404
+
+
+def test_the_card_has_the_form_of_the_reference_card(stack: Stack, job: FineTuningJob) -> None:
+    card = stack.get(f"/v1/models/{job.fine_tuned_model}/files/README.md").text
+    assert "### Training hyperparameters" in card
+    assert "- learning_rate: 0.002" in card
+    assert "- total_train_batch_size: 8" in card
+    assert "- lr_scheduler_type: cosine" in card
+    assert "### Training results" in card
+    assert "| Training Loss | Epoch" in card
+
+
+def test_a_tuned_model_is_listed_trained_on_and_deleted(client: OpenAI, job: FineTuningJob) -> None:
+    name = job.fine_tuned_model or ""
+    assert name in [model.id for model in client.models.list()]
+    again = client.fine_tuning.jobs.create(
+        model=name,
+        training_file=job.training_file,
+        extra_body={"hyperparameters": {"max_steps": 2, "total_train_batch_size": 8}},
+    )
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.models.delete(name)
+    assert refused.value.code == "model_in_use"
+    ended = wait_for_end(client, again.id)
+    assert ended.status == "succeeded", ended.error
+    assert (ended.fine_tuned_model or "").startswith(f"ft:{job.model}:")
+    assert client.models.delete(ended.fine_tuned_model or "").deleted
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(ended.fine_tuned_model or "")
+
+
+def test_a_hub_out_of_reach_fails_the_job_and_says_what_to_do(client: OpenAI) -> None:
+    file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
+    made = client.fine_tuning.jobs.create(model="nobody/nothing", training_file=file.id)
+    ended = wait_for_end(client, made.id)
+    assert ended.status == "failed"
+    assert ended.error is not None
+    assert ended.error.code == "model_unavailable"
+    assert "FINETUNED_BASE_MODELS" in ended.error.message
+
+
+def test_a_running_job_pauses_resumes_and_is_cancelled(client: OpenAI) -> None:
+    jobs = client.fine_tuning.jobs
+    file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
+    made = jobs.create(
+        model="tiny-gpt2", training_file=file.id, extra_body={"hyperparameters": {"max_steps": 100_000}}
+    )
+
+    def step() -> int:
+        progress: dict[str, int] = jobs.retrieve(made.id).progress  # type: ignore[attr-defined]
+        return progress["step"]
+
+    wait_for(lambda: step() > 2, "the first steps")
+    jobs.pause(made.id)
+    wait_for(lambda: str(jobs.retrieve(made.id).status) == "paused", "the pause")
+    saved = jobs.checkpoints.list(made.id).data[0].step_number
+    assert saved == step()
+    jobs.resume(made.id)
+    wait_for(lambda: step() > saved, "a step beyond the checkpoint")
+    jobs.cancel(made.id)
+    wait_for(lambda: jobs.retrieve(made.id).status == "cancelled", "the end")
+    assert jobs.checkpoints.list(made.id).data[0].step_number > saved
+    with pytest.raises(openai.BadRequestError):
+        jobs.cancel(made.id)
+
+
+def test_plain_text_is_trained_on(client: OpenAI) -> None:
+    file = client.files.create(
+        file=("book.txt", b"Stir the soup for ten minutes.\n" * 200), purpose="fine-tune"
+    )
+    made = client.fine_tuning.jobs.create(
+        model="tiny-gpt2", training_file=file.id, extra_body={"hyperparameters": {"max_steps": 3}}
+    )
+    ended = wait_for_end(client, made.id)
+    assert ended.status == "succeeded", ended.error
