@@ -33,7 +33,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=360, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+    make: Any = PreTrainedTokenizerFast  # without types
+    made: PreTrainedTokenizerFast = make(tokenizer_object=tokenizer, eos_token=END)
+    return made
 
 
 def make_model(folder: Path, seed: int = 1) -> Path:

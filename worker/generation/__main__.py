@@ -2,16 +2,17 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
 from transformers.utils import logging as transformers_logging
 
-from app.catalogue import locate
+from app.catalogue import UnusableModel, check_folder, locate
+from app.errors import InvalidRequest
 from app.settings import Settings
 from worker.generation.server import create_app
 
@@ -48,12 +49,23 @@ def main() -> None:
         server = listen(settings.generator_url)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.generator_url}: {error}")
-    app = create_app(
-        partial(locate, settings=settings), settings.generator_memory_bytes, settings.generator_queue
-    )
+
+    def locate_checked(source: str) -> Path:
+        folder = locate(source, settings)
+        try:
+            check_folder(folder)
+        except UnusableModel as error:
+            raise InvalidRequest(
+                f"This model cannot be run: {error}", param="model", code="model_not_supported"
+            ) from error
+        return folder
+
+    app = create_app(locate_checked, settings.generator_memory_bytes, settings.generator_queue)
     config = uvicorn.Config(
-        app, log_level=settings.log_level.lower(), access_log=False, timeout_graceful_shutdown=5
+        app, log_level=settings.log_level.lower(), access_log=False, timeout_graceful_shutdown=3
     )
+    # uvicorn stops on SIGTERM, then raises it again for the handler it found here: this one exits with 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run(sockets=[server])
 
 

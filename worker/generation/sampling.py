@@ -66,7 +66,8 @@ class Sampler:
         """Apply penalties and bias to one row of logits (vocabulary size), in place."""
         how = self.sampling
         if how.repetition_penalty != 1:
-            seen = torch.tensor(sorted(self._prompt | self.counts.keys()), device=logits.device)
+            ids = sorted(self._prompt | self.counts.keys())
+            seen = torch.tensor(ids, dtype=torch.long, device=logits.device)
             scores = logits[seen]
             logits[seen] = torch.where(
                 scores < 0, scores * how.repetition_penalty, scores / how.repetition_penalty

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def _call_soon(
     heard: "asyncio.Queue[tuple[int, Sequence[Event]]]",
     item: tuple[int, Sequence[Event]],
 ) -> None:
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # the loop has closed: nobody is left to tell
         loop.call_soon_threadsafe(heard.put_nowait, item)
 
 

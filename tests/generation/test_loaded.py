@@ -1,0 +1,198 @@
+"""Models in memory: who stays, who leaves, and what happens when a folder changes or is gone."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicCache
+
+from app.errors import NotFound, ServiceError, Unavailable
+from tests.generation.tinymodel import make_model
+from worker.generation import loaded, model
+from worker.generation.loaded import LoadedModels
+from worker.generation.model import Model
+
+CPU = torch.device("cpu")
+Loads = list[str]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, folder: Path) -> Path:
+    """Four models in a folder: a, b, c, d."""
+    for name in "abcd":
+        shutil.copytree(folder, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    """The names of the models that were read, in order."""
+    names: Loads = []
+
+    def watched(folder: Path, name: str, device: torch.device) -> Model:
+        names.append(name)
+        return model.load(folder, name, device)
+
+    monkeypatch.setattr(loaded, "load", watched)
+    return names
+
+
+def room_for(count: int, shelf: Path) -> int:
+    return model.load(shelf / "a", "a", CPU).size * count + model.weigh(shelf / "a", CPU) // 2
+
+
+def models(shelf: Path, memory: int) -> LoadedModels:
+    return LoadedModels(lambda source: shelf / source, memory, CPU)
+
+
+async def use(models: LoadedModels, *names: str) -> None:
+    for name in names:
+        async with models.borrow(name, name):
+            pass
+
+
+def held(models: LoadedModels) -> list[object]:
+    return [each["source"] for each in models.listed()]
+
+
+async def test_the_least_recently_used_leaves(shelf: Path, loads: Loads) -> None:
+    kept = models(shelf, room_for(3, shelf))
+    await use(kept, "a", "b", "c", "a", "d")
+    assert held(kept) == ["c", "a", "d"]
+    await use(kept, "c", "a", "b")
+    assert loads == ["a", "b", "c", "d", "b"]
+    kept.close()
+
+
+async def test_a_model_in_use_stays(shelf: Path, loads: Loads) -> None:
+    kept = models(shelf, room_for(2, shelf))
+    async with kept.borrow("a", "a"):
+        await use(kept, "b", "c", "d")
+        assert held(kept) == ["a", "d"]
+    kept.close()
+
+
+async def test_a_model_larger_than_all_the_room_is_let_in_alone(shelf: Path, loads: Loads) -> None:
+    kept = models(shelf, 1)
+    await use(kept, "a", "b")
+    assert held(kept) == ["b"]
+    kept.close()
+
+
+async def test_when_all_room_is_in_use_one_waits_and_is_told_after_a_while(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = models(shelf, 1)
+    async with AsyncExitStack() as leaving:
+        await leaving.enter_async_context(kept.borrow("a", "a"))
+        monkeypatch.setattr(loaded, "ROOM_TIMEOUT", 0.2)
+        with pytest.raises(Unavailable):
+            await use(kept, "b")
+        monkeypatch.setattr(loaded, "ROOM_TIMEOUT", 20)
+        waiting = asyncio.create_task(use(kept, "b"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+    await waiting
+    assert held(kept) == ["b"]
+    kept.close()
+
+
+async def test_those_who_come_while_it_loads_share_it(shelf: Path, loads: Loads) -> None:
+    kept = models(shelf, 2**30)
+    await asyncio.gather(*[use(kept, "a") for _ in range(8)])
+    assert loads == ["a"]
+    kept.close()
+
+
+async def test_one_who_leaves_does_not_stop_the_load_for_the_others(shelf: Path, loads: Loads) -> None:
+    kept = models(shelf, 2**30)
+    first, second = (asyncio.create_task(use(kept, "a")) for _ in range(2))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    await second
+    assert first.cancelled()
+    assert loads == ["a"]
+    kept.close()
+
+
+async def test_a_folder_written_anew_is_another_model(shelf: Path, loads: Loads) -> None:
+    kept = models(shelf, 2**30)
+    async with kept.borrow("a", "a") as before:
+        shutil.rmtree(shelf / "a")
+        make_model(shelf / "a", seed=2)
+        async with kept.borrow("a", "a") as after:
+            assert before is not after
+            first, second = (next(iter(each.weights.parameters())) for each in (before, after))
+            assert not torch.equal(first, second)
+    assert loads == ["a", "a"]
+    kept.close()
+
+
+async def test_a_folder_that_is_gone_is_404_and_runs_on_where_it_is_in_use(shelf: Path) -> None:
+    kept = models(shelf, 2**30)
+    async with kept.borrow("a", "a") as borrowed:
+        shutil.rmtree(shelf / "a")
+        with pytest.raises(NotFound) as refused:
+            await use(kept, "a")
+        assert refused.value.code == "model_not_found"
+        cache = DynamicCache()
+        assert borrowed.forward(torch.tensor([[1]]), torch.tensor([[0]]), cache).shape[-1] == borrowed.tokens
+    kept.close()
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _remove_weights(path: Path) -> None:
+    path.rename(path.with_suffix(".bin"))
+
+
+@pytest.mark.parametrize("damage", [_truncate, _remove_weights])
+async def test_a_damaged_folder_is_a_clean_error_and_can_be_mended(
+    shelf: Path, damage: Callable[[Path], None]
+) -> None:
+    kept = models(shelf, 2**30)
+    damage(shelf / "a" / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(ServiceError) as refused:
+            await use(kept, "a")
+        assert refused.value.code == "model_not_loadable"
+        assert held(kept) == []
+    shutil.copy(shelf / "b" / "model.safetensors", shelf / "a" / "model.safetensors")
+    await use(kept, "a")
+    kept.close()
+
+
+async def test_loading_does_not_keep_the_loop_from_serving_others(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, read = models(shelf, 2**30), threading.Event()
+    await use(kept, "a")
+
+    def slow(folder: Path, name: str, device: torch.device) -> Model:
+        read.wait(20)
+        return model.load(folder, name, device)
+
+    monkeypatch.setattr(loaded, "load", slow)
+    waiting = asyncio.create_task(use(kept, "b"))
+    await asyncio.wait_for(use(kept, "a", "a"), 5)
+    assert not waiting.done()
+    read.set()
+    await waiting
+    kept.close()
+
+
+def test_the_head_gives_the_logits_of_the_plain_product() -> None:
+    torch.manual_seed(0)
+    for bias in (False, True):
+        linear = torch.nn.Linear(16, 300, bias=bias)
+        head = model.Head(linear)
+        for shape in ((1, 1, 16), (5, 1, 16), (1, 7, 16), (3, 4, 16)):
+            hidden = torch.randn(shape)
+            assert torch.allclose(head(hidden), linear(hidden), atol=1e-5)
