@@ -61,7 +61,7 @@ def commits_stand_in_database(tree: ast.Module) -> Findings:
 
 
 def environment_is_read_in_settings(tree: ast.Module) -> Findings:
-    """A variable read elsewhere is one that no page lists; pydantic-settings reads those of app/settings.py."""
+    """A variable read elsewhere is one no page lists; pydantic-settings reads those of app/settings.py."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"):
             yield node.lineno, f"reads os.{node.attr}"
