@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
+from app import reference
 from app.answers import RequestIds, install_handlers
 from app.auth import caller
 from app.database import Database
 from app.dispatch import dispatching
-from app.generator import Generator
 from app.generator import Generator
 from app.journal import configure_logs
 from app.routes import completions, files, health, jobs, models
@@ -42,6 +42,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description="OpenAI's fine-tuning API on your own machine, with the weights.",
         lifespan=_running,
+        docs_url=None,  # FastAPI's own page loads its script from elsewhere; `reference` works offline
+        redoc_url=None,
         redirect_slashes=False,  # a redirected POST would lose its body or send it twice
     )
     app.state.settings = settings
@@ -52,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)
+    app.include_router(reference.router)
     install_handlers(app)
     app.add_middleware(RequestIds)
     return app

@@ -73,9 +73,11 @@ class Settings(BaseSettings):
         description="Hub models offered under a bare name, comma separated",
     )
 
-    # The job protocol. The lease is six heartbeats, so five may be lost before a job is given away.
+    # The job protocol. A lease of many heartbeats: a slow database costs no job its worker.
     lease: Duration = Field(timedelta(seconds=60), description="How long a claim holds without a heartbeat")
-    heartbeat: Duration = Field(timedelta(seconds=10), description="How often a worker reports")
+    heartbeat: Duration = Field(
+        timedelta(seconds=3), description="How often a silent worker reports; how soon a wish reaches it"
+    )
     lease_grace: Duration = Field(
         timedelta(seconds=10),
         description="How long past its lease a job is left alone before it is taken away",
@@ -106,9 +108,6 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(8 * GIB, gt=0, description="Largest file that may be uploaded, in bytes")
     min_free_bytes: int = Field(
         GIB, ge=0, description="With less free disk than this, new files and jobs are refused (507)"
-    )
-    checkpoints_kept: int = Field(
-        3, ge=2, description="Newest checkpoints kept per job, besides the best; at least 2"
     )
     generator_memory_bytes: int = Field(
         4 * GIB, gt=0, description="Memory for loaded models; the least recently used leave first"

@@ -26,6 +26,7 @@ class Order:
     source: str
     base: str
     model_name: str
+    keep: int
     line: dict[str, Any]
 
 
@@ -60,7 +61,9 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     }
     if row.validation_file is not None:
         line["validation"], line["validation_format"] = _file(session, row.validation_file, store)
-    return Order(row.id, row.owner, row.source, base, name, line)
+    # The newest checkpoint may be the one that turns out damaged: two is the least.
+    keep = max(2, int(row.recipe["save_total_limit"]))
+    return Order(row.id, row.owner, row.source, base, name, keep, line)
 
 
 def _resumable(session: Session, job_id: str, store: Store) -> list[Path]:

@@ -42,10 +42,13 @@ class Offline(Exception):
 
 
 class Recorder:
-    """Writes what one attempt reports. `model_name` names its checkpoints."""
+    """Writes what one attempt reports. `model_name` names its checkpoints, of which `keep` stay."""
 
-    def __init__(self, database: WorkerDatabase, settings: Settings, held: Claim, model_name: str) -> None:
-        self.database, self.settings, self.held, self.model_name = database, settings, held, model_name
+    def __init__(
+        self, database: WorkerDatabase, settings: Settings, held: Claim, model_name: str, keep: int
+    ) -> None:
+        self.database, self.settings, self.held = database, settings, held
+        self.model_name, self.keep = model_name, keep
         self.wishes = Wishes(cancel=False, pause=False)
         self.lost = False
         self.offline_since: float | None = None
@@ -216,7 +219,7 @@ class Recorder:
             .on_conflict_do_update(index_elements=["job_id", "step"], set_=values)
         )
         note(session, job_id, "info", "checkpoint", f"Checkpoint at step {event.step}.", {"step": event.step})
-        retention.retire(session, job_id, self.settings.checkpoints_kept)
+        retention.retire(session, job_id, self.keep)
 
 
 class _Pace:

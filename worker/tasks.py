@@ -82,7 +82,9 @@ class _Attempt:
             return
         except SQLAlchemyError as error:
             raise Offline(self.held.job_id) from error
-        self.recorder = Recorder(self.runtime.database, self.settings, self.held, self.order.model_name)
+        self.recorder = Recorder(
+            self.runtime.database, self.settings, self.held, self.order.model_name, self.order.keep
+        )
         try:
             self._train()
         except BaseException:
