@@ -9,8 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import update
@@ -25,6 +24,7 @@ from app.lifecycle.history import note
 from app.settings import Settings
 from app.tables import Checkpoint, Job, JsonObject, Metric
 from worker import retention
+from worker.pace import Pace
 from worker.training import events
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self._pace = _Pace()
+        self._pace = Pace()
         self._progress: JsonObject = {}
         self._beat_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"record-{held.job_id}", daemon=True)
@@ -220,51 +220,6 @@ class Recorder:
         )
         note(session, job_id, "info", "checkpoint", f"Checkpoint at step {event.step}.", {"step": event.step})
         retention.retire(session, job_id, self.keep)
-
-
-class _Pace:
-    """How far a run is, how fast, and which of its steps are worth a line in the history."""
-
-    LINES = 50  # metric lines in a job's history, whatever its length
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._first: tuple[float, int] | None = None
-
-    def progress(self, event: events.Event) -> dict[str, Any]:
-        """Columns of the job's row that this event changes."""
-        match event:
-            case events.Prepared():
-                self._total = event.total_steps
-                return {"total_steps": event.total_steps, "phase": "training"}
-            case events.Step():
-                return {
-                    "step": event.step,
-                    "trained_tokens": event.trained_tokens,
-                    "phase": "training",
-                    "estimated_finish": self._estimate(event.step),
-                }
-            case events.Evaluated():
-                return {"phase": "evaluating"}
-            case events.Finished():
-                return {"phase": "publishing"}
-            case _:
-                return {}
-
-    def _estimate(self, step: int) -> datetime | None:
-        """From the speed since this attempt's first step, which itself warms caches up and does not count."""
-        at = time.monotonic()
-        if self._first is None:
-            self._first = (at, step)
-            return None
-        since, first = self._first
-        if step <= first:
-            return None
-        left = (self._total - step) * (at - since) / (step - first)
-        return datetime.now(UTC) + timedelta(seconds=left)
-
-    def tells(self, event: events.Step) -> bool:
-        return event.step == 1 or event.step % max(1, self._total // self.LINES) == 0
 
 
 def _columns(event: events.Step | events.Evaluated) -> JsonObject:
