@@ -1,0 +1,284 @@
+"""Dockerfile and docker-compose.yml, read against the code: they go stale without any container engine too."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from app.database import MIGRATIONS
+from app.embedded import programs, valkey
+from app.embedded.postgres import Postgres
+from app.main import create_app
+from app.settings import Settings
+from worker.generation.server import create_app as create_generator
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("prepare", "api", "worker", "generator")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Stage → its instructions, those of the stage it builds on first."""
+    return dict(read_stages((ROOT / "Dockerfile").read_text(encoding="utf-8")))
+
+
+def read_stages(text: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    stages: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    joined = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*#.*\n", "", text))
+    for line in filter(None, map(str.strip, joined.splitlines())):
+        verb, _, rest = line.partition(" ")
+        if verb == "FROM":
+            parent, _, name = rest.partition(" AS ")
+            stages[name] = list(stages.get(parent, []))
+        else:
+            stages[name].append((verb, rest.strip()))
+    yield from stages.items()
+
+
+def last(instructions: list[tuple[str, str]], verb: str) -> str:
+    return [rest for found, rest in instructions if found == verb][-1]
+
+
+def command(compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]], service: str) -> list[str]:
+    """What the container runs: compose's word, else the image's."""
+    described = compose["services"][service]
+    given: list[str] = described.get("command") or yaml.safe_load(
+        last(stages[described["build"]["target"]], "CMD")
+    )
+    return given
+
+
+def known_variables() -> set[str]:
+    customary = {"DATABASE_URL", "REDIS_URL", "GENERATOR_URL"}
+    return customary | {f"FINETUNED_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_the_worker_is_started_as_finetuned_up_starts_it(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]]
+) -> None:
+    assert ["-m", *command(compose, stages, "worker")] == list(programs.celery(Settings())[1:])
+
+
+def test_the_generator_is_started_as_finetuned_up_starts_it(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]]
+) -> None:
+    [generator] = [p for p in programs.programs(Settings(), 3, True) if p.name == "generator"]
+    assert command(compose, stages, "generator")[1:] == list(generator.command[1:])
+
+
+def test_the_api_is_the_same_application_without_torch(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]]
+) -> None:
+    words = command(compose, stages, "api")
+    assert words[:3] == ["uvicorn", "--factory", f"{create_app.__module__}:{create_app.__name__}"]
+    import uvicorn
+
+    # Raises for an option that this uvicorn does not have.
+    uvicorn.main.make_context("uvicorn", words[1:])
+    assert "COPY worker" not in " ".join(" ".join(line) for line in stages["api"])
+    pinned = (ROOT / "requirements" / "api.txt").read_text()
+    assert not re.search(r"(?m)^(torch|transformers|numpy)==", pinned)
+
+
+def test_the_database_is_prepared_by_a_command_that_exists(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]]
+) -> None:
+    from typer.main import get_command
+
+    from app.cli import commands
+
+    python, option, module, verb = command(compose, stages, "prepare")
+    assert (python, option, module) == ("python", "-m", "app.cli")
+    assert verb in get_command(commands).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_every_variable_of_a_service_is_a_setting(compose: dict[str, Any], service: str) -> None:
+    given = compose["services"][service].get("environment", {})
+    assert set(given) <= known_variables()
+
+
+@pytest.mark.parametrize("stage", ["api", "gpu"])
+def test_every_variable_of_an_image_is_a_setting_and_none_a_secret(
+    stages: dict[str, list[tuple[str, str]]], stage: str
+) -> None:
+    names = {
+        pair.partition("=")[0] for verb, rest in stages[stage] if verb == "ENV" for pair in shlex.split(rest)
+    }
+    foreign = {name for name in names if not name.startswith(("PYTHON", "PIP_"))}
+    assert foreign == {"FINETUNED_HOME"}
+    assert not [verb for verb, _ in stages[stage] if verb == "ARG"]
+
+
+def test_the_settings_take_what_compose_gives(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in compose["services"]["api"]["environment"].items():
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:\?[^}]*}", "password", value))
+    settings = Settings()
+    assert settings.database_url is not None
+    assert settings.redis_url is not None
+    database = urlsplit(settings.database_url.get_secret_value())
+    postgres = compose["services"]["postgres"]["environment"]
+    assert (database.hostname, database.username, database.path) == (
+        "postgres",
+        postgres["POSTGRES_USER"],
+        f"/{postgres['POSTGRES_DB']}",
+    )
+    assert urlsplit(settings.redis_url.get_secret_value()).hostname == "redis"
+
+
+def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if "PASSWORD" in name or name == "DATABASE_URL":
+                assert "${POSTGRES_PASSWORD:?" in value
+
+
+def test_every_service_that_stays_has_a_health_check(compose: dict[str, Any]) -> None:
+    without = [name for name, service in compose["services"].items() if "healthcheck" not in service]
+    assert without == ["prepare"]
+    assert "restart" not in compose["services"]["prepare"]
+
+
+def test_health_is_asked_for_where_it_is_answered(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    asked = " ".join(compose["services"]["api"]["healthcheck"]["test"]) + last(stages["api"], "HEALTHCHECK")
+    urls = [urlsplit(url) for url in re.findall(r"http://[^']+", asked)]
+    words = command(compose, stages, "api")
+    settings = Settings(home=tmp_path, database_url="postgresql://x@y/z", redis_url="redis://x")
+    paths = create_app(settings).openapi()["paths"]
+    assert len(urls) == 2
+    for url in urls:
+        assert url.path in paths
+        assert str(url.port) == words[words.index("--port") + 1] == last(stages["api"], "EXPOSE")
+
+
+def test_the_generators_health_is_asked_for_where_it_listens(compose: dict[str, Any]) -> None:
+    service = compose["services"]["generator"]
+    [url] = re.findall(r"http://[^']+", " ".join(service["healthcheck"]["test"]))
+    address, _, path = url.rpartition("/")
+    assert address == service["environment"]["GENERATOR_URL"]
+    assert address == compose["services"]["api"]["environment"]["GENERATOR_URL"]
+    assert urlsplit(address).hostname == "generator"
+    generator = create_generator(lambda _: Path(), 1, 1)
+    assert f"/{path}" in [route.path for route in generator.routes]  # type: ignore[attr-defined]
+
+
+def test_the_api_is_published_to_this_machine_alone(compose: dict[str, Any]) -> None:
+    published = {name: s["ports"] for name, s in compose["services"].items() if "ports" in s}
+    assert published == {"api": ["127.0.0.1:8000:8000"]}
+
+
+def test_nobody_reaches_database_or_queue_who_need_not(compose: dict[str, Any]) -> None:
+    inside = {name for name, network in compose["networks"].items() if (network or {}).get("internal")}
+    assert inside == {"data", "generation"}
+    on_data = {name for name, service in compose["services"].items() if "data" in service["networks"]}
+    assert on_data == {"postgres", "redis", "prepare", "api", "worker"}
+    assert compose["services"]["generator"]["networks"] == ["generation"]
+    assert set(compose["services"]["generator"]["environment"]) == {"GENERATOR_URL"}
+
+
+def test_a_trainer_may_save_before_its_container_is_killed(compose: dict[str, Any]) -> None:
+    grace = int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s"))
+    [worker] = [p for p in programs.programs(Settings(), 3, True) if p.name == "worker"]
+    assert grace > worker.grace
+
+
+def test_the_home_is_one_volume_for_all(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]]
+) -> None:
+    environment = shlex.split(last(stages["api"], "ENV"))
+    [home] = [pair.partition("=")[2] for pair in environment if pair.startswith("FINETUNED_HOME=")]
+    for service in OURS:
+        assert compose["services"][service]["volumes"] == [f"home:{home}"]
+    used = {v.partition(":")[0] for s in compose["services"].values() for v in s.get("volumes", [])}
+    assert used == set(compose["volumes"])
+
+
+@pytest.mark.parametrize("stage", ["api", "gpu"])
+def test_an_image_does_not_run_as_root(stages: dict[str, list[tuple[str, str]]], stage: str) -> None:
+    assert int(last(stages[stage], "USER")) > 0
+
+
+@pytest.mark.parametrize("stage", ["api", "gpu"])
+def test_an_image_copies_what_is_there_and_let_through(
+    stages: dict[str, list[tuple[str, str]]], stage: str
+) -> None:
+    let_through = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    sources = [rest.split()[0] for verb, rest in stages[stage] if verb == "COPY"]
+    assert {source.partition("/")[0] for source in sources} <= let_through
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_the_image_that_prepares_the_database_has_the_migrations(
+    stages: dict[str, list[tuple[str, str]]],
+) -> None:
+    assert ("COPY", "migrations migrations") in stages["api"]
+    assert ROOT / "migrations" == MIGRATIONS
+
+
+def test_every_service_is_built_from_a_stage_that_exists(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]]
+) -> None:
+    targets = {name: compose["services"][name]["build"]["target"] for name in OURS}
+    assert targets == {"prepare": "api", "api": "api", "worker": "gpu", "generator": "gpu"}
+    assert set(targets.values()) <= set(stages)
+
+
+def test_the_servers_are_those_that_the_tests_run_on(compose: dict[str, Any]) -> None:
+    """As the embedded ones: the same major versions, and a broker that forgets nothing."""
+    from app.embedded.postgres import binary
+
+    folder = binary("postgres").parents[1].name
+    assert compose["services"]["postgres"]["image"] == f"postgres:{folder.removeprefix('pginstall')}"
+    words = compose["services"]["redis"]["command"]
+    options = {name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)}
+    assert options.items() <= valkey.CONFIGURATION.items()
+    assert options["maxmemory-policy"] == "noeviction"
+
+
+def test_a_worker_is_healthy_while_its_row_is_fresh(database_url: str, postgres: Postgres) -> None:
+    from sqlalchemy import text
+
+    from app.database import WorkerDatabase
+    from worker.health import is_alive
+
+    settings = Settings(database_url=database_url)
+    database = WorkerDatabase(settings)
+    insert = "INSERT INTO workers (id, host, slots, busy, version) VALUES ('w-1', 'here', 1, 0, '0')"
+    age = "UPDATE workers SET seen_at = now() - interval '10 minutes'"
+    try:
+        assert not is_alive(settings, "here")
+        with database.transaction() as session:
+            session.execute(text(insert))
+        assert is_alive(settings, "here")
+        assert not is_alive(settings, "elsewhere")
+        with database.transaction() as session:
+            session.execute(text(age))
+        assert not is_alive(settings, "here")
+    finally:
+        database.close()
+
+
+def test_the_module_of_a_health_check_can_be_run(compose: dict[str, Any]) -> None:
+    words = compose["services"]["worker"]["healthcheck"]["test"]
+    assert words[:3] == ["CMD", "python", "-m"]
+    __import__(words[3])
+    assert hasattr(sys.modules[words[3]], "main")
