@@ -45,7 +45,7 @@ START_LIMIT = 120  # seconds
 STOP_LIMIT = 60  # seconds; a job that runs may take 30 to save a checkpoint
 POLL = 0.5  # seconds
 
-screen = Console(highlight=False)
+screen = Console(highlight=False, soft_wrap=True)
 
 
 class DemoFailed(Exception):

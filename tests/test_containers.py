@@ -1,4 +1,4 @@
-"""Dockerfile and docker-compose.yml, read against the code: they go stale without any container engine too."""
+"""Dockerfile and docker-compose.yml, read against the code: no container engine is needed for that."""
 
 import re
 import shlex
