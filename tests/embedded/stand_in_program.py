@@ -34,7 +34,8 @@ def mute(_: str) -> None:
 
 
 def work(home: str) -> None:
-    """Says that it runs, and on SIGTERM takes half a second to save."""
+    """Says that it runs, and on SIGTERM takes half a second to save; Ctrl-C is not meant for it."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     signal.signal(signal.SIGTERM, lambda *_: save(home))
     Path(home, "worker.pid").write_text(str(os.getpid()))
     time.sleep(600)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,7 +42,15 @@ def new_up(home: Path) -> Iterator[NewUp]:
         pipe = subprocess.PIPE
         variables = {**os.environ, **environment}
         started.append(
-            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=variables)
+            subprocess.Popen(
+                command,
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+                cwd=ROOT,
+                env=variables,
+                start_new_session=True,
+            )
         )
         return started[-1]
 
@@ -121,7 +130,8 @@ def processes(home: Path) -> list[int]:
 
 
 def stop(up: Up, number: signal.Signals = signal.SIGINT) -> str:
-    up.send_signal(number)
+    """As a terminal does it: Ctrl-C goes to every process of the group."""
+    os.killpg(up.pid, number)
     output, errors = up.communicate(timeout=30)
     assert up.returncode == 0, errors
     return output
@@ -293,6 +303,20 @@ def test_only_loopback_addresses_are_listened_on() -> None:
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.com", "127.0.0.1.example.com", ""):  # noqa: S104
         with pytest.raises(EmbeddedError):
             check_loopback(host)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="takes root's rights away to see"
+)
+def test_root_without_any_way_to_shed_its_rights_is_told_what_to_do(home: Path) -> None:
+    # As in a container that grants nothing: only root exists, and no further namespace may be made.
+    script = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+    bare = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"]
+    up = [sys.executable, "-m", "app.cli", "up", "--home", str(home), "--port", "0"]
+    ended = subprocess.run([*bare, *up], capture_output=True, text=True, cwd=ROOT, timeout=START_LIMIT)
+    assert ended.returncode == 1
+    assert "run finetuned as an ordinary user, or set DATABASE_URL" in ended.stderr
+    assert not (home / "sockets").exists()
 
 
 def test_the_generator_is_told_no_secret_and_no_argument_holds_one(home: Path) -> None:
