@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from app.embedded import sockets
 from app.embedded.process import EmbeddedError
 from app.embedded.programs import ROOT, programs
 from app.embedded.up import check_loopback
@@ -58,6 +59,7 @@ def new_up(home: Path) -> Iterator[NewUp]:
     for up in started:
         up.kill()
         up.communicate()
+    sockets.remove(home / "sockets")  # where a test failed
 
 
 @pytest.fixture
