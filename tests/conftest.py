@@ -17,6 +17,7 @@ import pytest
 import redis
 from psycopg import sql
 
+from app import database
 from app.embedded import sockets
 from app.embedded.postgres import ROLE, Postgres
 from app.embedded.valkey import Valkey
@@ -81,8 +82,6 @@ def new_database(postgres: Postgres) -> NewDatabase:
 @pytest.fixture(scope="session")
 def migrated_template(new_database: NewDatabase) -> str:
     """The name of a database with every migration applied, to be copied in milliseconds."""
-    from app import database
-
     url = new_database("template0")
     database.migrate(Settings(database_url=url))
     return url.rpartition("@/")[2].partition("?")[0]
