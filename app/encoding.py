@@ -152,7 +152,7 @@ class Encoder:
             return self._compiled.render(
                 messages=messages, tools=chat.tools, add_generation_prompt=ask, **self._words
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except Exception as error:  # a template is a program of its own
             raise EncodingError(
                 f"the chat template refuses the messages: {str(error)[:200]}", chat.line
             ) from None

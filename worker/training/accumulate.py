@@ -17,14 +17,15 @@ class Accumulated:
     tokens: int
     trained: int
     out_of_memory: bool
-    stopped: bool
+    dropped: bool  # asked to stop in the middle: no weight may change
+    asked: bool  # some process was asked to stop
 
 
 def accumulate(parts: Parts, pulse: Pulse) -> Accumulated:
     """Gradients of the mean loss over all trained tokens of the step, whatever its split.
 
     The number of tokens is known before the first forward pass, so each micro-batch is scaled right at once.
-    When memory runs out or the process is asked to stop, the gradients are dropped and no weight has changed.
+    When memory runs out, or a process alone is asked to stop, the gradients are dropped.
     """
     device, model, progress = parts.model.device, parts.model, parts.progress
     everything = [parts.train.example(i) for i in parts.plan.indices(progress.step)]
@@ -32,10 +33,11 @@ def accumulate(parts: Parts, pulse: Pulse) -> Accumulated:
     scale = parts.optimization.scale / trained
     mine = everything[device.rank :: device.world]
     device.seed(parts.plan.seed, progress.step)
-    losses, failed = [], False
+    losses, failed, dropped = [], False, False
     try:
         for at in range(0, len(mine), progress.micro):
             if pulse.asked and device.world == 1:
+                dropped = True
                 break
             batch = lay(mine[at : at + progress.micro], model.packing, parts.max_length, model.end)
             losses.append(model.learn(batch.to(device.place), scale))
@@ -46,10 +48,11 @@ def accumulate(parts: Parts, pulse: Pulse) -> Accumulated:
         failed = True
     own = 0.0 if failed else float(sum(losses))
     # Every process hears what happened to the others, so all of them drop the step or none.
-    loss, out_of_memory, stopped = device.total([own, failed, pulse.asked])
-    if out_of_memory or stopped:
+    loss, out_of_memory, asked = device.total([own, failed, pulse.asked])
+    if out_of_memory or dropped:
         parts.optimization.clear()
-    return Accumulated(loss, sum(len(t) for t, _ in everything), trained, bool(out_of_memory), bool(stopped))
+    tokens = sum(len(ids) for ids, _ in everything)
+    return Accumulated(loss, tokens, trained, bool(out_of_memory), dropped, bool(asked))
 
 
 def halve(parts: Parts) -> Notice:

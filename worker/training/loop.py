@@ -49,7 +49,7 @@ def train(job: Job, pulse: Pulse) -> Iterator[Event]:
         if done.out_of_memory:
             yield halve(parts)
             continue
-        if done.stopped:
+        if done.dropped:
             stopping = True  # no weight has changed
             continue
         device.add_up(optimization.gradients())
@@ -74,6 +74,7 @@ def train(job: Job, pulse: Pulse) -> Iterator[Event]:
             skipped=not updated,
         )
         yield from parts.saver.done()
+        stopping = done.asked
 
     yield from parts.saver.wait()
     if over is None:

@@ -1,5 +1,6 @@
 """LoRA through PEFT: adapters put into the network in place, and the weights with them merged in."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,15 +58,15 @@ def merged(network: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def adapter_state(adapted: PeftModel) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names."""
-    return cast(dict[str, Tensor], get_peft_model_state_dict(adapted))
+    """The adapter's tensors under PEFT's names. Embeddings are never adapted, and asking would ask the hub."""
+    return cast(dict[str, Tensor], get_peft_model_state_dict(adapted, save_embedding_layers=False))
 
 
 def write(adapted: PeftModel, tensors: dict[str, Tensor], folder: Path, base_name: str) -> None:
     """An adapter folder as PEFT writes one."""
     target = folder / FOLDER
     target.mkdir()
-    config = adapted.peft_config["default"]
+    config = copy(adapted.peft_config["default"])
     config.base_model_name_or_path = base_name
     config.save_pretrained(str(target))
     save_file(tensors, target / WEIGHTS, {"format": "pt"})

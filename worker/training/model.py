@@ -69,14 +69,15 @@ class Model:
     @torch.no_grad()
     def write(self, prompt: list[int], most: int) -> list[int]:
         """Greedy continuation, with the end token if it came."""
+        room = max(1, self.positions - most)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=most,
+            max_new_tokens=min(most, self.positions - 1),
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
             pad_token_id=self.end,
         )
-        prompt = prompt[-(self.positions - most) :] or [self.end]
+        prompt = prompt[-room:] or [self.end]
         ids = torch.tensor([prompt], device=self.device.place)
         with self.resting(), self.device.autocast():
             found: Any = self.network.generate(  # type: ignore[operator]

@@ -62,7 +62,8 @@ class Optimization:
     @property
     def scale(self) -> float:
         """What losses are multiplied by before the backward pass."""
-        return float(self.scaler.get_scale())
+        # Not get_scale(): the scaler comes to life at its first scale(), and unscale_ insists on that.
+        return float(self.scaler.scale(torch.ones((), device=self.parameters[0].device)))
 
     def clip(self) -> float:
         """Clips the gradients to the recipe's norm; returns the norm before, not finite after an overflow."""

@@ -129,9 +129,9 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
         "eval_batch_size": eval_size,
         "num_devices": place.world,
         "learning_rate": peak,
-        "learning_rate_multiplier": job.recipe.learning_rate_multiplier
-        if job.recipe.learning_rate == "auto"
-        else 1,
+        "learning_rate_multiplier": 1
+        if job.recipe.learning_rate_multiplier == "auto"
+        else job.recipe.learning_rate_multiplier,
         "lr_scheduler_warmup_steps": optim.warmup(job.recipe, plan.total_steps),
         "max_length": max_length,
         "eval_steps": plan.eval_steps,
