@@ -12,7 +12,7 @@ from tests.generation.tinymodel import CONTEXT, answers, make_tokenizer, start
 from worker.generation.batch import Batch, Capacity
 from worker.generation.engine import Stepper
 from worker.generation.model import Model, load
-from worker.generation.request import Ask
+from worker.generation.request import Ask, Ticket
 from worker.generation.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -165,6 +165,21 @@ def test_memory_for_keys_and_values_bounds_the_batch_but_always_lets_one_in(mode
         assert widest == 2
         answers(engine, model, Ask((1, 2, 3, 4), 100))
     engine.close()
+
+
+def test_waiting_prompts_hold_up_those_who_write_by_one_reading_at_most(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.generation.batch.READ_TOKENS", 10)
+    batch = Batch(model, Capacity())
+    calm = Sampling(temperature=0, bias={0: -100})
+    batch.waiting.extend(Ticket(Ask((1, 2, 3, 4), 50, sampling=calm), lambda _: None) for _ in range(9))
+    writing = []
+    with torch.inference_mode():
+        for _ in range(4):
+            batch.turn()
+            writing.append(len(batch._writing))
+    assert writing == [2, 5, 7, 9]
 
 
 def test_no_tokens_asked_for_reads_the_prompt_alone(engine: Stepper, model: Model) -> None:

@@ -111,8 +111,9 @@ def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
     least = probabilities.amax(-1, keepdim=True) * column([each.min_p for each in how])
     probabilities.masked_fill_(probabilities < least, 0)
     cumulative = probabilities.cumsum(-1)
-    # A hair below 1, so that rounding never points past the last token that is allowed.
-    share = column([sampler.uniform() * (1 - 1e-12) for sampler in samplers])
+    # Below 1 by 2**-53 at least: times a sum it stays below that sum, rounded too, so it never points past
+    # the last token that is allowed.
+    share = column([sampler.uniform() for sampler in samplers])
     chosen: list[int] = torch.searchsorted(cumulative, share * cumulative[:, -1:], right=True)[:, 0].tolist()
     return chosen
 
