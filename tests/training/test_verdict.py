@@ -106,16 +106,16 @@ def test_a_trained_model_ends_its_samples_by_itself(train: Train, tmp_path: Path
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "the cat sees one red fish."}] * 64)
     run = train(
         data=rows,
-        max_steps=40,
+        max_steps=80,
         learning_rate=1e-2,
-        eval_steps=20,
+        eval_steps=40,
         sample_prompts=["the cat", "the"],
         packing=True,
     )
     first, last = run.all(Sampled)
     assert last.ended_share == 1.0
     assert [s["text"] for s in last.samples] == [" sees one red fish.", " cat sees one red fish."]
-    assert (first.step, last.step) == (30, 60)
+    assert (first.step, last.step) == (40, 80)
 
 
 def test_a_loss_that_is_no_number_ends_the_job_before_the_weights_take_harm(

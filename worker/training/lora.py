@@ -58,7 +58,7 @@ def merged(network: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def adapter_state(adapted: PeftModel) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names. Embeddings are never adapted, and asking would ask the hub."""
+    """The adapter's tensors under PEFT's names; without embeddings, for whose config it would ask the hub."""
     return cast(dict[str, Tensor], get_peft_model_state_dict(adapted, save_embedding_layers=False))
 
 

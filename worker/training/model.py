@@ -68,16 +68,15 @@ class Model:
 
     @torch.no_grad()
     def write(self, prompt: list[int], most: int) -> list[int]:
-        """Greedy continuation, with the end token if it came."""
-        room = max(1, self.positions - most)
+        """Greedy continuation, with the end token if it came. Of a long prompt the end is read."""
+        prompt = prompt[-max(self.positions - most, self.positions // 2) :] or [self.end]
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=min(most, self.positions - 1),
+            max_new_tokens=min(most, self.positions - len(prompt)),
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
             pad_token_id=self.end,
         )
-        prompt = prompt[-room:] or [self.end]
         ids = torch.tensor([prompt], device=self.device.place)
         with self.resting(), self.device.autocast():
             found: Any = self.network.generate(  # type: ignore[operator]

@@ -1,0 +1,227 @@
+"""The trainer as a process: what it prints, how it ends, and that nothing of it outlives its parent."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.training import events, manifest
+from worker.training.events import Event, Failed, Finished, Prepared, Ready, Saved, Step
+from worker.training.job import Job
+
+TRAINER = [sys.executable, "-m", "worker.training"]
+RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2}
+
+
+def arguments(job: Job, tmp_path: Path, recipe: dict[str, Any]) -> list[str]:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe))
+    return [*TRAINER, str(path), "--data", str(job.data), "--model", str(job.model), "--out", str(job.out)]
+
+
+def run(command: Sequence[str], **options: Any) -> tuple[int, list[Event], str]:
+    """Exit status, what was heard on stdout (events and nothing else), and stderr."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return done.returncode, [events.parse(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.fixture
+def waiting() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes a test starts; none survives it."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def warm(waiting: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*TRAINER, "--wait"], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    )
+    waiting.append(process)
+    assert events.parse(heard(process)) == Ready()
+    return process
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def tell(process: subprocess.Popen[str], job: Job, recipe: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    said = {
+        "recipe": recipe,
+        "data": str(job.data),
+        "model": str(job.model),
+        "out": str(job.out),
+        "name": "n",
+    }
+    process.stdin.write(json.dumps(said) + "\n")
+    process.stdin.flush()
+
+
+def test_a_person_runs_what_the_worker_runs(job: Job, tmp_path: Path) -> None:
+    status, said, log = run(arguments(job, tmp_path, RECIPE))
+    assert status == 0, log
+    assert [type(event) for event in said if not isinstance(event, Saved)] == [
+        Prepared,
+        *[Step] * 4,
+        Finished,
+    ]
+    last = said[-1]
+    assert isinstance(last, Finished)
+    assert last.model_path == str(job.out / "model")
+    assert manifest.verify(job.out / "model") == last.manifest_sha256
+
+
+def test_a_warm_child_takes_its_job_from_stdin_and_starts_at_once(
+    job: Job, waiting: list[subprocess.Popen[str]]
+) -> None:
+    process = warm(waiting)
+    began = time.monotonic()
+    tell(process, job, RECIPE)
+    while not isinstance(event := events.parse(heard(process)), Step):
+        assert not isinstance(event, Failed), event
+    # Under a second on an idle machine; here others may be running.
+    assert time.monotonic() - began < 10
+    while not isinstance(event, Finished):
+        event = events.parse(heard(process))
+    assert process.wait(20) == 0
+
+
+def test_sigterm_saves_exits_75_and_the_resume_finishes_the_same(
+    job: Job, tmp_path: Path, waiting: list[subprocess.Popen[str]]
+) -> None:
+    process = warm(waiting)
+    tell(process, job, {**RECIPE, "max_steps": 100_000, "save_steps": 100_000})
+    while not (isinstance(event := events.parse(heard(process)), Step) and event.step >= 3):
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    rest = [events.parse(line) for line in process.stdout]
+    assert process.wait(30) == 75
+    saved = rest[-1]
+    assert isinstance(saved, Saved)
+    assert manifest.verify(Path(saved.path)) == saved.manifest_sha256
+    steps = [event.step for event in rest if isinstance(event, Step)]
+    assert saved.step == (steps or [3])[-1]
+
+
+def test_an_idle_warm_child_leaves_on_sigterm_and_at_the_end_of_stdin(
+    waiting: list[subprocess.Popen[str]],
+) -> None:
+    process = warm(waiting)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 75
+    other = warm(waiting)
+    assert other.stdin is not None
+    other.stdin.close()
+    assert other.wait(10) == 0
+
+
+def test_no_trainer_outlives_its_parent(tmp_path: Path) -> None:
+    middle = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen({[*TRAINER, '--wait']!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and state(child) != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    alive = Path(f"/proc/{child}").exists() and state(child) != "Z"
+    if alive:
+        os.kill(child, signal.SIGKILL)
+    assert not alive
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_full_disk_is_79(job: Job, tmp_path: Path) -> None:
+    """A limit on the size of files stands in: safetensors tells of both in words only."""
+    status, said, log = run(arguments(job, tmp_path, RECIPE), preexec_fn=limited)
+    assert status == 79, log
+    assert isinstance(said[-1], Failed)
+    assert said[-1].code == "disk_full"
+    folder = job.out / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        ({"learnin_rate": 1}, "unknown_parameter", "learnin_rate"),
+        ({"max_length": 65}, "invalid_value", "max_length"),
+        (None, "invalid_training_file", None),
+    ],
+)
+def test_a_bad_recipe_or_bad_data_is_78_and_says_what(
+    job: Job, tmp_path: Path, change: dict[str, Any] | None, code: str, param: str | None
+) -> None:
+    command = arguments(job, tmp_path, {**RECIPE, **(change or {})})
+    if change is None:
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text('{"text": "fine"}\nnot json\n')
+        command[command.index("--data") + 1] = str(bad)
+    status, said, log = run(command)
+    assert status == 78, log
+    failed = said[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == (code, param)
+    if change is None:
+        assert "line 2" in failed.message
+
+
+def test_a_stalled_step_ends_the_job_with_its_reason(job: Job, tmp_path: Path) -> None:
+    stuck = (
+        "import sys, time, worker.training.batches as b, worker.training.accumulate as a\n"
+        "a.lay = lambda *_: time.sleep(60)\n"
+        "from worker.training import run\n"
+        "sys.exit(run.run(sys.argv[1:], sys.stdout))\n"
+    )
+    command = arguments(job, tmp_path, {**RECIPE, "max_step_time": 1})
+    status, said, log = run([sys.executable, "-c", stuck, *command[3:]])
+    assert status == 81, log
+    assert isinstance(said[-1], Failed)
+    assert (said[-1].code, said[-1].param) == ("stalled", "max_step_time")
+
+
+def test_a_folder_that_brings_code_or_pickles_is_refused(job: Job, tmp_path: Path) -> None:
+    from worker.training.failure import Failure
+    from worker.training.model import inspect
+
+    for name, content in (
+        ("config.json", '{"auto_map": {"AutoModel": "evil.Model"}}'),
+        ("pytorch_model.bin", "x"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / name).write_text(content)
+        with pytest.raises(Failure, match="never"):
+            inspect(folder)
