@@ -90,6 +90,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "FINETUNED_SWEEP_INTERVAL": "1",
             "FINETUNED_RETRY_DELAY": "1",
             "FINETUNED_MIN_FREE_BYTES": "0",
+            # Threads that spin for one another crawl on a machine that is busy otherwise.
+            "OMP_NUM_THREADS": "1",
         },
     )
     stack.start()
