@@ -30,7 +30,8 @@ from rich.text import Text
 
 EXAMPLES = Path(__file__).resolve().parent
 BASE = "tiny-gpt2"
-PROMPTS = ("Smoky Carrot and Kale Soup\n", "Honey Apple and Walnut Crumble\n")
+# Titles of the validation file: the model has seen every word of them, and neither card.
+PROMPTS = ("Lemon Bean and Potato Stew\n", "Honey Apple and Walnut Muffins\n")
 LENGTH = 140  # tokens; the longest card has 119
 # Chosen for two cores: in about half a minute the titles' words come back in ingredients and steps.
 RECIPE: dict[str, Any] = {
@@ -89,20 +90,25 @@ def demonstrate(address: str, key: str, home: Path) -> None:
 
 
 def create_job(client: openai.OpenAI) -> FineTuningJob:
-    with (EXAMPLES / "dishes.jsonl").open("rb") as cards:
-        file = client.files.create(file=cards, purpose="fine-tune")
-    if file.status == "error":
-        raise DemoFailed(f"The upload was refused: {file.status_details}")
-    screen.print(f"Uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
     job = client.fine_tuning.jobs.create(
         model=BASE,
-        training_file=file.id,
+        training_file=upload(client, "dishes.jsonl"),
+        validation_file=upload(client, "dishes.valid.jsonl"),
         suffix="dishes",
         # Our own hyperparameters stand beside OpenAI's; the SDK's types know only the latter.
         extra_body={"hyperparameters": RECIPE},
     )
     screen.print(f"Created {job.id}: fine-tune {BASE}, which nobody has trained before")
     return job
+
+
+def upload(client: openai.OpenAI, name: str) -> str:
+    with (EXAMPLES / name).open("rb") as cards:
+        file = client.files.create(file=cards, purpose="fine-tune")
+    if file.status == "error":
+        raise DemoFailed(f"The upload was refused: {file.status_details}")
+    screen.print(f"Uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
+    return file.id
 
 
 def watch(client: openai.OpenAI, http: httpx2.Client, job: FineTuningJob) -> FineTuningJob:
@@ -150,12 +156,12 @@ def tell_news(client: openai.OpenAI, job: FineTuningJob, told: set[str]) -> None
 
 
 def show_checkpoints(client: openai.OpenAI, job: FineTuningJob) -> None:
-    table = Table("step", "training loss", "usable as a model under the name", title="Checkpoints")
+    table = Table("step", "training loss", "validation loss", "usable as a model under the name")
     for checkpoint in client.fine_tuning.jobs.checkpoints.list(job.id):
-        loss = checkpoint.metrics.train_loss
+        losses = (checkpoint.metrics.train_loss, checkpoint.metrics.full_valid_loss)
         table.add_row(
             str(checkpoint.step_number),
-            "" if loss is None else f"{loss:.3f}",
+            *("" if loss is None else f"{loss:.3f}" for loss in losses),
             checkpoint.fine_tuned_model_checkpoint,
         )
     if not table.row_count:

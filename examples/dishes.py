@@ -256,6 +256,20 @@ KINDS = (
         ),
         ("Serve warm with cream.", "Serve warm with ice cream."),
     ),
+    Kind(
+        "Muffins",
+        (30, 35, 40),
+        FRUITS,
+        NUTS,
+        ("2 cups flour", "100 g butter", "2 eggs"),
+        (
+            ("Heat the oven to 180 degrees.", "Heat the oven to 190 degrees."),
+            ("Beat the eggs with the butter and the {flavour}.",),
+            ("Fold in the flour, the {main} and the {side}.",),
+            ("Fill small cups and bake for {time} minutes.",),
+        ),
+        ("Serve warm.", "Serve warm with cream."),
+    ),
 )
 
 # Steps name one of a thing as the title does; those counted in pieces need their plural there.

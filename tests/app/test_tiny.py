@@ -16,6 +16,7 @@ from app.dataset import Checker
 from app.recipe import Recipe
 from app.tiny import model as tiny
 from app.tiny import vocabulary, weights
+from examples.demo import PROMPTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -127,6 +128,11 @@ def test_no_card_to_judge_by_is_one_to_learn_from() -> None:
         for name in ("dishes.jsonl", "dishes.valid.jsonl")
     ]
     assert titles[0].isdisjoint(titles[1])
+
+
+def test_the_demo_asks_for_cards_that_were_held_back() -> None:
+    held_back = (json.loads(line)["text"] for line in (EXAMPLES / "dishes.valid.jsonl").open())
+    assert set(PROMPTS) <= {f"{text.splitlines()[0]}\n" for text in held_back}
 
 
 def test_every_card_fits_the_models_context(folder: Path) -> None:
