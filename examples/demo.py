@@ -25,7 +25,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -46,7 +46,7 @@ START_LIMIT = 120  # seconds
 STOP_LIMIT = 60  # seconds; a job that runs may take 30 to save a checkpoint
 POLL = 0.5  # seconds
 
-screen = Console(highlight=False, soft_wrap=True)
+screen = Console(highlight=False)
 
 
 class DemoFailed(Exception):
@@ -62,13 +62,13 @@ def main() -> int:
             with service(home) as (address, key):
                 demonstrate(address, key, home)
         except (DemoFailed, openai.OpenAIError, httpx2.HTTPError, zipfile.BadZipFile) as error:
-            screen.print(last_words(home), style="dim", markup=False)
-            screen.print(f"The demo failed: {error}", style="bold red", markup=False)
+            say(last_words(home), style="dim")
+            say(f"The demo failed: {error}", style="bold red")
             return 1
         except KeyboardInterrupt:
-            screen.print("Stopped.")
+            say("Stopped.")
             return 130
-    screen.print(f"Everything is stopped and removed again. It took {time.monotonic() - began:.0f} seconds.")
+    say(f"Everything is stopped and removed again. It took {time.monotonic() - began:.0f} seconds.")
     return 0
 
 
@@ -98,7 +98,7 @@ def create_job(client: openai.OpenAI) -> FineTuningJob:
         # Our own hyperparameters stand beside OpenAI's; the SDK's types know only the latter.
         extra_body={"hyperparameters": RECIPE},
     )
-    screen.print(f"Created {job.id}: fine-tune {BASE}, which nobody has trained before")
+    say(f"Created {job.id}: fine-tune {BASE}, which nobody has trained before")
     return job
 
 
@@ -107,7 +107,7 @@ def upload(client: openai.OpenAI, name: str) -> str:
         file = client.files.create(file=cards, purpose="fine-tune")
     if file.status == "error":
         raise DemoFailed(f"The upload was refused: {file.status_details}")
-    screen.print(f"Uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
+    say(f"Uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
     return file.id
 
 
@@ -149,14 +149,12 @@ def tell_news(client: openai.OpenAI, job: FineTuningJob, told: set[str]) -> None
     """Print what has happened since the last time, oldest first."""
     for event in reversed(client.fine_tuning.jobs.list_events(job.id, limit=50).data):
         if event.id not in told and event.type != "metrics":
-            screen.print(
-                f"  {event.message}", style="yellow" if event.level == "warn" else "dim", markup=False
-            )
+            say(f"  {event.message}", style="yellow" if event.level == "warn" else "dim")
         told.add(event.id)
 
 
 def show_checkpoints(client: openai.OpenAI, job: FineTuningJob) -> None:
-    table = Table("step", "training loss", "validation loss", "usable as a model under the name")
+    table = Table("step", "loss", "validation", Column("checkpoint, usable as a model", no_wrap=True))
     for checkpoint in client.fine_tuning.jobs.checkpoints.list(job.id):
         losses = (checkpoint.metrics.train_loss, checkpoint.metrics.full_valid_loss)
         table.add_row(
@@ -175,11 +173,13 @@ def complete(client: openai.OpenAI, model: str, prompt: str, length: int = LENGT
 
 
 def show_difference(client: openai.OpenAI, written: list[str]) -> None:
+    width = min(52, screen.width // 2 - 1)
     for prompt, card in zip(PROMPTS, written, strict=True):
-        before = complete(client, BASE, prompt, length=40)
+        # Noise is mostly line breaks and repetition: a few words of it will do.
+        noise = " ".join(complete(client, BASE, prompt, length=40).split())
         panels = [
-            Panel(Text(prompt, style="bold") + Text(text), title=title, width=52)
-            for title, text in (("before training", before), ("after", card))
+            Panel(Text(prompt, style="bold") + Text(text, overflow="fold"), title=title, width=width)
+            for title, text in (("before training", noise), ("after", card))
         ]
         screen.print(Columns(panels))
 
@@ -196,7 +196,7 @@ def download(http: httpx2.Client, model: str, home: Path) -> Path:
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(target)
     [config] = target.rglob("config.json")
-    screen.print(f"Downloaded {model} ({archive.stat().st_size:,} bytes, one zip)")
+    say(f"Downloaded {model} ({archive.stat().st_size:,} bytes, one zip)")
     return config.parent
 
 
@@ -220,8 +220,13 @@ def compare_with_transformers(folder: Path, written: list[str]) -> None:
     headline(f"transformers loads the folder ({count:,} parameters) and writes the same cards")
 
 
+def say(text: str, style: str = "") -> None:
+    """A line of its own, neither cut to the terminal's width nor read as markup."""
+    screen.print(text, style=style, markup=False, soft_wrap=True)
+
+
 def headline(sentence: str) -> None:
-    screen.print(sentence, style="bold green")
+    say(sentence, style="bold green")
 
 
 @contextlib.contextmanager
