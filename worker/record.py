@@ -202,7 +202,7 @@ class Recorder:
             "key": f"jobs/{job_id}/e{epoch}/checkpoints/step-{event.step}",
             "manifest_sha256": event.manifest_sha256,
             "bytes": event.bytes,
-            "metrics": event.metrics,
+            "metrics": {"step": event.step, **event.metrics},
             "best": event.best,
             "deleted_at": None,
         }
