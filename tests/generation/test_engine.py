@@ -1,6 +1,9 @@
 """What the engine writes, beside transformers' own `generate` and plain forward passes."""
 
+import gc
 import random
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +216,18 @@ def test_an_ended_choice_leaves_its_row_to_others(engine: Stepper, model: Model,
     assert 0 not in listener.told[0].reasons
     assert len(listener.told[0].tokens(1)) == 100
     assert listener.told[1].tokens() == generate(reference, (7, 7, 7), 60)
+
+
+def test_a_model_that_nobody_holds_any_more_leaves_memory(engine: Stepper, folder: Path) -> None:
+    brief = load(folder, "brief", torch.device("cpu"))
+    answers(engine, brief, Ask((1, 2), 5), Ask((3,), 7))
+    held = weakref.ref(brief)
+    del brief
+    deadline = time.monotonic() + 5
+    while held() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert held() is None
 
 
 def test_a_step_that_fails_is_told_to_its_own_asks_alone(

@@ -58,8 +58,7 @@ class Stepper:
     @torch.inference_mode()
     def _run(self) -> None:
         while self._take_arrivals():
-            for key, batch in list(self._batches.items()):
-                self._turn(key, batch)
+            self._turn_all()
         for batch in self._batches.values():
             batch.fail("The generator is stopping.")
 
@@ -72,6 +71,11 @@ class Stepper:
                 batch = self._batches.setdefault(id(model), Batch(model, self._capacity))
                 batch.waiting.append(ticket)
             return not self._closed
+
+    def _turn_all(self) -> None:
+        # Not in the loop above: its variables would keep the last model in memory while the engine sleeps.
+        for key, batch in list(self._batches.items()):
+            self._turn(key, batch)
 
     def _turn(self, key: int, batch: Batch) -> None:
         try:

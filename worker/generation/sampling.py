@@ -101,20 +101,22 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
 
 def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
     def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
     how = [sampler.sampling for sampler in samplers]
-    scaled = logits.double() / column([each.temperature for each in how])
+    scaled = logits / column([each.temperature for each in how])
     _keep_top_k(scaled, [each.top_k for each in how])
     probabilities = scaled.softmax(-1)
     _keep_top_p(probabilities, [each.top_p for each in how])
-    least = probabilities.amax(-1, keepdim=True) * column([each.min_p for each in how])
-    probabilities.masked_fill_(probabilities < least, 0)
-    cumulative = probabilities.cumsum(-1)
+    if any(each.min_p for each in how):
+        least = probabilities.amax(-1, keepdim=True) * column([each.min_p for each in how])
+        probabilities.masked_fill_(probabilities < least, 0)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     # Below 1 by 2**-53 at least: times a sum it stays below that sum, rounded too, so it never points past
     # the last token that is allowed.
-    share = column([sampler.uniform() for sampler in samplers])
-    chosen: list[int] = torch.searchsorted(cumulative, share * cumulative[:, -1:], right=True)[:, 0].tolist()
+    draws = [[sampler.uniform()] for sampler in samplers]
+    points = torch.tensor(draws, dtype=torch.float64, device=logits.device) * cumulative[:, -1:]
+    chosen: list[int] = torch.searchsorted(cumulative, points, right=True)[:, 0].tolist()
     return chosen
 
 
