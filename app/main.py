@@ -12,6 +12,7 @@ from app.database import Database
 from app.dispatch import dispatching
 from app.generator import Generator
 from app.journal import configure_logs
+from app.limits import BodyLimit
 from app.routes import completions, files, health, jobs, models
 from app.settings import Settings
 from app.storage import Store
@@ -56,5 +57,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(reference.router)
     install_handlers(app)
+    app.add_middleware(BodyLimit)
     app.add_middleware(RequestIds)
     return app

@@ -1,7 +1,7 @@
 """Jobs over the wire while no worker runs: what is accepted, what is refused and how, and who sees it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,21 @@ def test_every_failure_has_openais_shape_and_a_request_id(http: httpx2.Client) -
         assert answer.status_code == status, answer.text
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_body_beyond_the_limit_is_refused_however_it_is_sent(http: httpx2.Client) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'{"model": "'
+        for _ in range(20):
+            yield b"x" * 1024 * 1024
+
+    told = http.post("/v1/fine_tuning/jobs", content=b"x" * (17 * 1024 * 1024))
+    untold = http.post("/v1/fine_tuning/jobs", content=endless())
+    for answer in (told, untold):
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "body_too_large"
+    packed = http.post("/v1/fine_tuning/jobs", content=b"x", headers={"content-encoding": "gzip"})
+    assert packed.status_code == 400
 
 
 def test_models_lists_the_built_in_one_and_the_hub_names(client: OpenAI) -> None:
