@@ -35,9 +35,10 @@ PROMPTS = ("Lemon Bean and Potato Stew\n", "Honey Apple and Walnut Muffins\n")
 LENGTH = 140  # tokens; the longest card has 119
 # Chosen for two cores: in about half a minute the titles' words come back in ingredients and steps.
 RECIPE: dict[str, Any] = {
-    "learning_rate": 0.004,
-    "total_train_batch_size": 8,
-    "num_epochs": 2,
+    "learning_rate": 0.006,
+    "adam_beta2": 0.99,
+    "total_train_batch_size": 6,
+    "num_epochs": 1.5,
     "lr_scheduler_type": "cosine",
     "lr_scheduler_warmup_steps": 20,
     "seed": 42,
