@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.activations import NewGELUActivation
 
 from app.recipe import Recipe
 from worker.training.batches import Batch, lay
@@ -175,6 +176,14 @@ def inspect(folder: Path) -> None:
         )
 
 
+def _fuse_activations(network: nn.Module) -> None:
+    """GPT-2's GELU is written out in eight operations; torch has the same function as one."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
 def load(folder: Path, recipe: Recipe, device: Device) -> PreTrainedModel:
     """The network in fp32, ready to train, on the device. Raises Failure for a folder that cannot be used."""
     inspect(folder)
@@ -197,5 +206,6 @@ def load(folder: Path, recipe: Recipe, device: Device) -> PreTrainedModel:
     # Kernels may round otherwise on other alignments: memory of torch's own, not the file's mapping.
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()
+    _fuse_activations(network)
     network.train()
     return network.to(device.place)  # type: ignore[arg-type, no-any-return]
