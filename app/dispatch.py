@@ -1,66 +1,122 @@
-"""The loop in every API process that announces queued jobs and finds dead claims.
+"""What every API process does beside answering: it announces queued jobs, finds dead claims, removes bytes.
 
-It is the only publisher, is woken by a commit that makes a job due and looks by itself every second. Any
-number of processes may run it: its statements are conditional, and a doubled message finds nothing to claim.
+It is the only publisher. Any number of processes may do all of it: the statements are conditional, a doubled
+message finds nothing to claim. Each duty has a loop of its own, so that a broker that hangs keeps no dead
+worker's job waiting, and the removal of a large folder keeps no new job.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import ParamSpec, TypeVar
 
 import structlog
 from celery import Celery
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import purge
+from app import litter, purge
 from app.database import Database, run
-from app.lifecycle import claims
-from app.queue import announce, make_celery
+from app.lifecycle import announcements, claims
+from app.queue import announce, answers, make_celery
 from app.settings import Settings
 from app.storage import Store
+from app.tables import now
 
 log = structlog.get_logger()
 LOOK_EVERY = 1.0  # seconds; a retry whose delay is over is found by looking
-# Redis holds tens of messages, not the backlog: so priorities and cancels act at once.
-WINDOW = 16
+TIDY_EVERY = 600.0
+MISSED = 3  # heartbeats after which a worker's free slots no longer count
+BROKER_PATIENCE = 5  # seconds
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def _in(threads: ThreadPoolExecutor, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: work(*given, **named))
+
+
+class Connection:
+    """Since when the database has answered without a break: before that, silence proves no worker dead.
+
+    A break is an error, or more than `longest` between two looks, by this process's clock (it was frozen, or
+    the database was) or by the database's (the machine slept, or the clock was set).
+    """
+
+    def __init__(self, longest: timedelta) -> None:
+        self._longest = longest
+        self._since: float | None = None
+        self._last = 0.0
+        self._last_there: datetime | None = None
+
+    def held(self, there: datetime) -> timedelta:
+        """How long the connection has held, with this look, made when the database's clock said `there`."""
+        here = time.monotonic()
+        gap = here - self._last > self._longest.total_seconds()
+        jump = self._last_there is not None and not -self._longest < there - self._last_there < self._longest
+        if self._since is None or gap or jump:
+            self._since = here
+        self._last, self._last_there = here, there
+        return timedelta(seconds=here - self._since)
+
+    def broke(self) -> None:
+        self._since = None
 
 
 class Dispatcher:
-    """Knows since when it could reach the database without a break: the sweep depends on it."""
+    """The loops and what they know."""
 
     def __init__(self, settings: Settings, database: Database, store: Store) -> None:
         self.settings, self.database, self.store = settings, database, store
         self.broker_reachable = True
-        self._celery: Celery = make_celery(settings)
-        self._connected_since: float | None = None
+        self._celery: Celery = make_celery(settings, BROKER_PATIENCE)
+        # A thread for each, so that none waits behind uploads, which share the loop's own threads.
+        self._publisher = ThreadPoolExecutor(1, "publish")
+        self._remover = ThreadPoolExecutor(1, "remove")
+        self._connection = Connection(settings.lease)
         self._swept_at = 0.0
 
     async def run_forever(self) -> None:
+        look = min(LOOK_EVERY, self.settings.sweep_interval.total_seconds())
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._repeat(self._announce_due, self._pause_until_woken))
+            loops.create_task(self._repeat(self._sweep, lambda: asyncio.sleep(look)))
+            loops.create_task(self._repeat(self._purge, lambda: asyncio.sleep(LOOK_EVERY)))
+            loops.create_task(self._repeat(self._tidy, lambda: asyncio.sleep(TIDY_EVERY)))
+
+    async def _repeat(
+        self, duty: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[None]]
+    ) -> None:
         while True:
             try:
-                self.database.woken.clear()
-                await self._announce_due()
-                await self._purge()
-                await self._sweep()
+                await duty()
             except (SQLAlchemyError, OSError) as error:
-                self._connected_since = None
+                self._connection.broke()
                 log.warning("dispatch_interrupted", error=type(error).__name__)
                 await asyncio.sleep(LOOK_EVERY)
             except Exception:
-                # This loop must outlive whatever happens in it: without it no job ever starts.
-                self._connected_since = None
+                # These loops must outlive whatever happens in them: without them no job ever starts.
                 log.exception("dispatch_failed")
                 await asyncio.sleep(LOOK_EVERY)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.database.woken.wait(), LOOK_EVERY)
+            await pause()
+
+    async def _pause_until_woken(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.database.woken.wait(), LOOK_EVERY)
+        self.database.woken.clear()
 
     async def _announce_due(self) -> None:
+        again, fresh = self.settings.redispatch, MISSED * self.settings.heartbeat
         async with self.database.transaction() as session:
-            due = await run(session, claims.due, self.settings.redispatch, WINDOW)
+            due = await run(session, announcements.due, again, fresh)
         for job_id in due:
             try:
-                await asyncio.to_thread(announce, self._celery, job_id, self.settings)
+                await _in(self._publisher, announce, self._celery, job_id)
             except Exception as error:  # kombu and redis-py raise many kinds; all mean: not now
                 if self.broker_reachable:
                     log.warning("broker_unreachable", error=type(error).__name__)
@@ -68,31 +124,30 @@ class Dispatcher:
                 return
             self.broker_reachable = True
             async with self.database.transaction() as session:
-                await run(session, claims.mark_dispatched, job_id)
+                await run(session, announcements.mark_dispatched, job_id)
 
     async def _purge(self) -> None:
         """Remove the bytes of what is marked as deleted; a store that refuses is asked again next time."""
         async with self.database.transaction() as session:
             await purge.expire_files(session)
             found = await purge.doomed(session)
-        for table, row_id, key in found:
+        for doomed in found:
             try:
-                await asyncio.to_thread(self.store.delete, key)
+                await _in(self._remover, purge.remove, self.store, doomed)
             except OSError as error:
-                log.warning("not_purged", key=key, error=str(error))
+                log.warning("not_purged", key=doomed.key, error=str(error))
                 continue
             async with self.database.transaction() as session:
-                await purge.forget(session, table, row_id)
+                await purge.forget(session, doomed)
 
     async def _sweep(self) -> None:
         """Only after a whole lease of unbroken connection: right after an outage every healthy worker looks
         dead, since none could report."""
-        at = time.monotonic()
-        if self._connected_since is None:
-            self._connected_since = at
-        warm = (self.settings.lease + self.settings.lease_grace).total_seconds()
-        if at - self._connected_since < warm:
+        async with self.database.transaction() as session:
+            there: datetime = (await session.execute(select(now))).scalar_one()
+        if self._connection.held(there) < self.settings.lease + self.settings.lease_grace:
             return
+        at = time.monotonic()
         if at - self._swept_at < self.settings.sweep_interval.total_seconds():
             return
         self._swept_at = at
@@ -100,26 +155,31 @@ class Dispatcher:
             lost = await run(session, claims.reap, self.settings.lease_grace)
         for job_id in lost:
             log.warning("claim_reaped", job_id=job_id)
-        await asyncio.to_thread(purge.sweep_temporary, self.store)
+
+    async def _tidy(self) -> None:
+        """Remove what no row speaks of."""
+        async with self.database.transaction() as session:
+            await purge.forget_workers(session)
+        for part in await _in(self._remover, litter.parts, self.store):
+            async with self.database.transaction() as session:
+                known = await run(session, litter.known, part)
+            gone = await _in(self._remover, litter.remove, self.store, part, known)
+            if gone:
+                log.info("litter_removed", keys=gone[:20], count=len(gone))
 
     async def ping_broker(self) -> bool:
         """Whether the broker answers within two seconds."""
+        return await answers(self.settings, 2.0)
 
-        def ping() -> None:
-            with self._celery.connection_for_write(connect_timeout=2) as connection:
-                connection.ensure_connection(max_retries=1, timeout=2)
-                connection.default_channel.client.ping()
-
-        try:
-            await asyncio.wait_for(asyncio.to_thread(ping), 3)
-        except Exception:
-            return False
-        return True
+    def close(self) -> None:
+        """Without waiting: a broker that swallows everything may hold the publisher for a while."""
+        for threads in (self._publisher, self._remover):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.asynccontextmanager
 async def dispatching(settings: Settings, database: Database, store: Store) -> AsyncIterator[Dispatcher]:
-    """The loop, for as long as the context lasts."""
+    """The loops, for as long as the context lasts."""
     dispatcher = Dispatcher(settings, database, store)
     task = asyncio.create_task(dispatcher.run_forever(), name="dispatch")
     try:
@@ -128,3 +188,4 @@ async def dispatching(settings: Settings, database: Database, store: Store) -> A
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        dispatcher.close()

@@ -3,58 +3,75 @@
 Killed anywhere in between it finds the rest the next time: a row with `deleted_at` and a key still has bytes.
 """
 
-import shutil
-import time
-from pathlib import Path
+from dataclasses import dataclass
+from datetime import timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.lifecycle.claims import ENDED
 from app.storage import Store
-from app.tables import Checkpoint, File, Model, now
+from app.tables import Checkpoint, File, Job, Model, Worker, now
 
 BATCH = 100
-# What nobody refers to is old enough to be nobody's: no upload and no training step takes so long.
-ABANDONED_AFTER = 24 * 3600.0  # seconds
 Deletable = type[File] | type[Checkpoint] | type[Model]
 DELETABLE: tuple[Deletable, ...] = (File, Checkpoint, Model)
+WORKERS_FORGOTTEN_AFTER = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """Bytes that are to go."""
+
+    table: Deletable
+    row_id: str
+    key: str
 
 
 async def expire_files(session: AsyncSession) -> None:
-    """Mark files whose time is over."""
+    """Mark files whose time is over, save those that a job is still to read."""
+    needed = exists().where(
+        or_(Job.training_file == File.id, Job.validation_file == File.id), Job.status.not_in(ENDED)
+    )
     await session.execute(
-        update(File).where(File.expires_at < now, File.deleted_at.is_(None)).values(deleted_at=now)
+        update(File)
+        .where(File.expires_at < now, File.deleted_at.is_(None), ~needed)
+        .values(deleted_at=now)
+        .execution_options(synchronize_session=False)
     )
 
 
-async def doomed(session: AsyncSession) -> list[tuple[Deletable, str, str]]:
-    """(table, row id, key) of bytes that are to go."""
-    found: list[tuple[Deletable, str, str]] = []
+async def doomed(session: AsyncSession) -> list[Doomed]:
+    found: list[Doomed] = []
     for table in DELETABLE:
         rows = await session.execute(
             select(table.id, table.key)
             .where(table.deleted_at.is_not(None), table.key.is_not(None))
             .limit(BATCH)
         )
-        found += [(table, row.id, row.key) for row in rows]
+        found += [Doomed(table, row.id, row.key) for row in rows]
     return found
 
 
-async def forget(session: AsyncSession, table: Deletable, row_id: str) -> None:
-    """The bytes are gone: so is the key."""
-    await session.execute(update(table).where(table.id == row_id).values(key=None))
+def remove(store: Store, doomed: Doomed) -> None:
+    """Raises OSError; asked again it goes on."""
+    store.delete(doomed.key)
+    if doomed.table is File:
+        # What was encoded of it holds its texts too; the folder bears the ids of the files it was made of.
+        for folder in (store.root / "cache").glob(f"*{doomed.row_id}*"):
+            store.delete(f"cache/{folder.name}")
 
 
-def sweep_temporary(store: Store) -> None:
-    """Remove what a killed process left under a temporary name a day ago."""
-    for folder in ("files", "models"):
-        for path in (store.root / folder).glob(".*"):
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                _remove(path)
+async def forget(session: AsyncSession, doomed: Doomed) -> None:
+    """The bytes are gone: so is the key. A checkpoint that was saved again meanwhile has another one."""
+    table = doomed.table
+    await session.execute(
+        update(table)
+        .where(table.id == doomed.row_id, table.key == doomed.key, table.deleted_at.is_not(None))
+        .values(key=None)
+    )
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+async def forget_workers(session: AsyncSession) -> None:
+    """Rows of workers that were killed."""
+    await session.execute(delete(Worker).where(Worker.seen_at < now - WORKERS_FORGOTTEN_AFTER))

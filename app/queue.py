@@ -4,14 +4,20 @@ Redis may lose, double or delay messages and nothing but time is lost: the row d
 dispatcher announces again what nobody claimed.
 """
 
+from datetime import timedelta
 from urllib.parse import urlsplit
 
+import redis
+import redis.asyncio
 from celery import Celery
 
 from app.settings import Settings
 
 TRAIN = "worker.train"
 QUEUE = "gpu"
+# A worker whose clock says that a message is older drops it: long, because clocks differ, and not for ever,
+# because messages would pile up while no worker runs.
+MESSAGE_LIFE = timedelta(hours=1)
 
 
 def broker_url(settings: Settings) -> str:
@@ -28,7 +34,8 @@ def broker_url(settings: Settings) -> str:
     return url
 
 
-def make_celery(settings: Settings) -> Celery:
+def make_celery(settings: Settings, patience: int = 15) -> Celery:
+    """`patience`: seconds that the broker may take to answer; a worker's must exceed BRPOP's 1 s by far."""
     celery = Celery("finetuned", broker=broker_url(settings), set_as_current=False)
     celery.conf.update(
         # The main loop stays free to hear SIGTERM, and nothing forks CUDA or psycopg; children do the work.
@@ -46,8 +53,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_prefetch_count_reduction=False,
         broker_transport_options={
-            # None, the default, hangs for ever on a half-open connection; must exceed BRPOP's 1 s.
-            "socket_timeout": 15,
+            # None, the default, hangs for ever on a half-open connection.
+            "socket_timeout": patience,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 10,
@@ -80,9 +87,20 @@ def make_celery(settings: Settings) -> Celery:
     return celery
 
 
-def announce(celery: Celery, job_id: str, settings: Settings) -> None:
-    """Publish one message; it evaporates when it is older than the interval at which it would be repeated.
+def announce(celery: Celery, job_id: str) -> None:
+    """Publish one message. Raises kombu's OperationalError when the broker cannot be reached."""
+    celery.send_task(TRAIN, args=[job_id], queue=QUEUE, expires=MESSAGE_LIFE.total_seconds())
 
-    Raises kombu's OperationalError when the broker cannot be reached.
-    """
-    celery.send_task(TRAIN, args=[job_id], queue=QUEUE, expires=settings.redispatch.total_seconds())
+
+async def answers(settings: Settings, within: float) -> bool:
+    """Whether the broker answers in so many seconds; by a connection of its own, never through a thread that
+    a broker which swallows everything would keep."""
+    url = broker_url(settings).replace("redis+socket://", "unix://", 1)
+    client = redis.asyncio.Redis.from_url(url, socket_timeout=within, socket_connect_timeout=within)
+    try:
+        await client.ping()
+    except (redis.RedisError, OSError):
+        return False
+    finally:
+        await client.aclose()
+    return True

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     max_offline: Duration = Field(
         timedelta(minutes=30), description="How long a worker trains on without the database before it stops"
     )
-    max_attempts: int = Field(3, ge=1, description="Crashes after which a job fails for good")
+    max_attempts: int = Field(
+        3, ge=1, description="Crashes in a row, with no new checkpoint between, after which a job fails"
+    )
     retry_delay: Duration = Field(
         timedelta(seconds=30), description="Wait after the first crash; doubled each time up to 15 minutes"
     )

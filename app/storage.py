@@ -3,6 +3,7 @@
 Keys are made by us (`files/<id>`, `jobs/<id>/e<epoch>/…`, `models/<id>`), never by users.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -108,17 +109,17 @@ class Store:
         sync_folder(target.parent)
 
     def delete(self, key: str) -> None:
-        """Remove an object or a whole folder of them; renamed first, so that no reader meets half of it."""
+        """Remove an object or a whole folder of them; renamed first, so that no reader meets half of it.
+
+        Raises OSError; asked again it goes on with what a crash left.
+        """
         path = self.path(key)
-        doomed = path.with_name(f".deleted-{secrets.token_hex(4)}")
-        try:
+        doomed = path.with_name(f".deleted-{path.name}")
+        if doomed.exists():
+            _remove(doomed)
+        with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
-        except FileNotFoundError:
-            return
-        if doomed.is_dir():
-            shutil.rmtree(doomed)
-        else:
-            doomed.unlink()
+            _remove(doomed)
 
     def refuse_low_space(self, least: int) -> None:
         """Raises StorageLow with less than `least` bytes free: before what is running would be hurt."""
@@ -127,3 +128,10 @@ class Store:
             raise StorageLow(
                 f"Less than {least:,} bytes of disk are free; delete files, models or jobs first."
             )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -3,8 +3,10 @@
 Done by the worker, once a model; the trainer and the generator only ever read the folder.
 """
 
-import os
+import errno
 import secrets
+import shutil
+import time
 from pathlib import Path
 
 import structlog
@@ -13,6 +15,7 @@ from app.catalogue import UnusableModel, check_folder, hub_folder
 from app.settings import Settings
 
 log = structlog.get_logger()
+ABANDONED_AFTER = 24 * 3600.0  # seconds: nobody downloads into it any more
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "merges.txt", "vocab.txt"]
 
 
@@ -36,6 +39,9 @@ def _download(hub_id: str, folder: Path) -> None:
 
     temporary = folder.with_name(f".fetching-{folder.name}-{secrets.token_hex(4)}")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".fetching-{folder.name}-*"):
+        if time.time() - left.stat().st_mtime > ABANDONED_AFTER:
+            shutil.rmtree(left, ignore_errors=True)
     instead = f"put its folder below FINETUNED_BASE_MODELS and use that name instead of {hub_id!r}."
     try:
         huggingface_hub.snapshot_download(
@@ -48,9 +54,17 @@ def _download(hub_id: str, folder: Path) -> None:
     except RepositoryNotFoundError as error:
         raise UnusableModel("the Hugging Face hub has no such model; check the name.") from error
     except (OSError, HfHubHTTPError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise UnusableModel("the disk is too full to fetch it; make room and try again.") from error
         log.warning("hub_unreachable", model=hub_id, error=str(error)[:300])
         raise UnusableModel(
             f"the Hugging Face hub cannot be reached from this machine ({type(error).__name__});"
             f" try again with a connection, or {instead}"
         ) from error
-    os.rename(temporary, folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # else another worker was faster
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)

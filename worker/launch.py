@@ -13,16 +13,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
+from worker import hearing
 from worker.training import events
 
 log = structlog.get_logger()
-MAX_EVENT_BYTES = 4 * 1024 * 1024  # samples of long prompts are the largest
+COMMAND = (sys.executable, "-m", "worker.training", "--wait")
+MAX_LINE_BYTES = 4 * 1024 * 1024  # samples of long prompts are the largest events
 LOG_LINES = 50
+LOG_LINE_BYTES = 64 * 1024  # a progress bar may never end its line
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_")
 # Exit codes of worker.training and what they mean for the job; any other is a crash, which is tried again.
@@ -50,9 +53,10 @@ def trainer_environment() -> dict[str, str]:
 class Trainer:
     """One child. Start it from a thread that outlives it: the kernel ends it when that thread ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        """Raises OSError where it cannot be started."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.training", "--wait"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -62,30 +66,30 @@ class Trainer:
         self.pid = self._process.pid
         self.last_lines: deque[str] = deque(maxlen=LOG_LINES)
         self._events: queue.SimpleQueue[events.Event | None] = queue.SimpleQueue()
-        self._readers = [
-            threading.Thread(target=self._read_events, name=f"trainer-{self.pid}-events", daemon=True),
-            threading.Thread(target=self._read_log, name=f"trainer-{self.pid}-log", daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._readers = [self._thread(self._read_events), self._thread(self._read_log)]
+
+    def _thread(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
+        name = f"trainer-{self.pid}-{target.__name__.strip('_')}"
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _read_events(self) -> None:
         pipe = self._process.stdout
-        if pipe is None:
-            return
-        while line := pipe.readline(MAX_EVENT_BYTES):
-            try:
-                self._events.put(events.parse(line))
-            except ValueError:
-                # What a library prints must not stop a training run.
-                self.last_lines.append(line[:500].decode("utf-8", "replace").rstrip())
-        self._events.put(None)
+        try:
+            while pipe is not None and (line := pipe.readline(MAX_LINE_BYTES)):
+                try:
+                    self._events.put(hearing.hear(line))
+                except ValueError:
+                    # What a library prints must not stop a training run.
+                    self.last_lines.append(hearing.text(line, 500))
+        finally:
+            self._events.put(None)  # whatever happened: nobody may wait for ever
 
     def _read_log(self) -> None:
-        if self._process.stderr is None:
-            return
-        for line in self._process.stderr:
-            text = line[:2000].decode("utf-8", "replace").rstrip()
+        pipe = self._process.stderr
+        while pipe is not None and (line := pipe.readline(LOG_LINE_BYTES)):
+            text = hearing.text(line, 2000)
             self.last_lines.append(text)
             log.debug("trainer", pid=self.pid, line=text)
 
@@ -94,15 +98,25 @@ class Trainer:
         return self._process.poll() is None
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Hand over the job. Raises BrokenPipeError where the child died while it waited."""
-        if self._process.stdin is None:
-            raise BrokenPipeError
-        self._process.stdin.write(json.dumps(job).encode() + b"\n")
-        self._process.stdin.flush()
+        """Hand over the job; returns at once. Where the child dies over it, the end of its events tells."""
+        self._thread(self._write, json.dumps(job).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        # In a thread of its own: a child that hangs before it reads would block us beyond a pipe's 64 KiB.
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
 
     def next_event(self, timeout: float) -> events.Event | None:
         """The next event; None at the end of them. Raises queue.Empty after `timeout` seconds."""
-        return self._events.get(timeout=timeout)
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            if not self.alive:
+                # A helper that outlives it would hold the pipe open, and the end would never come.
+                self.signal(signal.SIGKILL)
+            raise
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -151,7 +165,7 @@ class WarmTrainers:
                 threading.Event().wait()
             try:
                 self._ready.put(self._start())
-            except OSError as error:
+            except Exception as error:  # no memory, no process, no thread: all may come back
                 log.error("trainer_not_started", error=str(error))
                 time.sleep(1)
                 self._wanted.release()
@@ -163,16 +177,20 @@ class WarmTrainers:
                 self._waiting += 1
                 self._wanted.release()
 
-    def take(self) -> Trainer:
-        """A trainer that lives, warm if there was time."""
-        while True:
-            self.prepare()
-            trainer = self._ready.get()
-            with self._lock:
-                self._waiting -= 1
-            if trainer.alive:
-                return trainer
-            trainer.end()
+    def take(self, timeout: float, *, fresh: bool = False) -> Trainer:
+        """A trainer, warm if there was time. One that died while it waited is replaced, once: the second may
+        be dead too, and its exit code and last lines then say what is wrong here.
+
+        Raises queue.Empty when none could be started within `timeout` seconds; asking again goes on.
+        """
+        self.prepare()
+        trainer = self._ready.get(timeout=timeout)
+        with self._lock:
+            self._waiting -= 1
+        if trainer.alive or fresh:
+            return trainer
+        log.warning("trainer_died_waiting", pid=trainer.pid, code=trainer.end())
+        return self.take(timeout, fresh=True)
 
     def close(self) -> None:
         """End those that wait for a job."""

@@ -3,23 +3,19 @@
 import os
 import secrets
 import socket
-import threading
-import time
 from typing import Any
 
 import structlog
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import WorkerDatabase
 from app.journal import configure_logs
 from app.queue import TRAIN, make_celery
 from app.settings import Settings
 from app.storage import Store
-from app.tables import Worker, now
 from worker import tasks
 from worker.launch import WarmTrainers
+from worker.presence import Presence
 
 log = structlog.get_logger()
 settings = Settings()
@@ -47,31 +43,13 @@ def train(job_id: str) -> None:
         structlog.contextvars.clear_contextvars()
 
 
-def _tell_presence() -> None:
-    """Write the worker's row every heartbeat, for as long as the process lives."""
-    while True:
-        values = {
-            "host": socket.gethostname(),
-            "slots": settings.worker_slots,
-            "busy": runtime.busy,
-            "version": "0.1.0",
-            "draining": runtime.draining.is_set(),
-        }
-        statement = insert(Worker).values(id=runtime.worker, **values)
-        try:
-            with runtime.database.transaction() as session:
-                session.execute(
-                    statement.on_conflict_do_update(index_elements=["id"], set_={**values, "seen_at": now})
-                )
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("presence_not_told", error=type(error).__name__)
-        time.sleep(settings.heartbeat.total_seconds())
+presence = Presence(runtime)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _begin(**_: Any) -> None:
     runtime.trainers.prepare()
-    threading.Thread(target=_tell_presence, name="presence", daemon=True).start()
+    presence.start()
     log.info("worker_ready", worker=runtime.worker, slots=settings.worker_slots)
 
 
@@ -84,5 +62,6 @@ def _drain(**_: Any) -> None:
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _end(**_: Any) -> None:
+    presence.close()
     runtime.trainers.close()
     runtime.database.close()

@@ -55,7 +55,7 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
         "base_name": row.model,
         "name": name,
         "out": str(store.path(f"jobs/{row.id}/e{held.epoch}")),
-        "cache": str(settings.home / "cache"),
+        "cache": str(store.path(_cache_key(row))),
         "resume": [str(path) for path in _resumable(session, row.id, store)],
         "keep": None,
     }
@@ -64,6 +64,11 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     # The newest checkpoint may be the one that turns out damaged: two is the least.
     keep = max(2, int(row.recipe["save_total_limit"]))
     return Order(row.id, row.owner, row.source, base, name, keep, line)
+
+
+def _cache_key(row: Job) -> str:
+    """Encoded data lies under its files' ids, so that it is deleted with them (app.purge)."""
+    return f"cache/{'+'.join(filter(None, (row.training_file, row.validation_file)))}"
 
 
 def _resumable(session: Session, job_id: str, store: Store) -> list[Path]:

@@ -13,6 +13,7 @@ from worker.launch import FINAL_CODES, STOPPED
 from worker.training.events import Failed
 
 LONGEST_DELAY = timedelta(minutes=15)
+LONGEST_LOG = 8000  # characters: 50 lines of a traceback
 
 
 class Asked(StrEnum):
@@ -26,13 +27,13 @@ class Asked(StrEnum):
     OFFLINE = "offline"
 
 
-# Stopped at somebody's wish, unharmed: costs no attempt.
-WISHED = (Asked.CANCEL, Asked.PAUSE, Asked.DRAIN)
+# Stopped for no fault of the job's: costs no attempt.
+WISHED = (Asked.CANCEL, Asked.PAUSE, Asked.DRAIN, Asked.OFFLINE)
 
 
-def retry_delay(settings: Settings, attempt: int) -> timedelta:
-    """Doubled with every attempt, at most 15 minutes, ±20 % so that many jobs do not come back at once."""
-    delay: timedelta = min(settings.retry_delay * 2 ** (attempt - 1), LONGEST_DELAY)
+def retry_delay(settings: Settings, crashes: int) -> timedelta:
+    """Doubled with every crash, at most 15 minutes, ±20 % so that many jobs do not come back at once."""
+    delay: timedelta = min(settings.retry_delay * 2 ** min(crashes - 1, 30), LONGEST_DELAY)
     spread: timedelta = delay * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
     return spread
 
@@ -49,7 +50,7 @@ def failure(code: int, failed: Failed | None, last_lines: list[str]) -> JobError
     if code == -9:
         message += " A signal 9 that nobody sent is the kernel's: the machine ran out of memory."
     if last_lines:
-        message += " Its last lines:\n" + "\n".join(last_lines)[-4000:]
+        message += " Its last lines:\n" + "\n".join(last_lines)[-LONGEST_LOG:]
     return JobError("worker_crashed", message)
 
 
@@ -61,8 +62,11 @@ def leave(
     code: int,
     failed: Failed | None,
     last_lines: list[str],
+    crashes: int,
 ) -> None:
-    """Give the job back or fail it, by why and how its trainer ended without a model."""
+    """Give the job back or fail it, by why and how its trainer ended without a model; `crashes` is how many
+    attempts in a row now, this one included, have ended without a new checkpoint."""
+    delay = retry_delay(settings, crashes)
     if asked in WISHED:
         claims.release(session, held, asked.value, code)
     elif asked is Asked.STALL:
@@ -72,8 +76,7 @@ def leave(
     elif code in FINAL_CODES:
         claims.fail(session, held, failure(code, failed, last_lines), code)
     elif code == STOPPED:
-        error = JobError("interrupted", "The trainer was stopped from outside.")
-        claims.retry(session, held, error, retry_delay(settings, held.attempt), code)
+        # A machine that shuts down may signal the trainer before it signals us: it has saved, all is well.
+        claims.release(session, held, "interrupted", code, delay)
     else:
-        error = failure(code, failed, last_lines)
-        claims.retry(session, held, error, retry_delay(settings, held.attempt), code)
+        claims.retry(session, held, failure(code, failed, last_lines), delay, code)

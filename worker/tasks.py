@@ -1,11 +1,13 @@
 """`train(job_id)`: the story of one attempt, on one screen."""
 
+import contextlib
 import queue
 import signal
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -18,7 +20,7 @@ from app.lifecycle.claims import Claim, JobError
 from app.settings import Settings
 from app.storage import Store
 from worker import order, outcome, publish
-from worker.launch import FINISHED, Trainer, WarmTrainers
+from worker.launch import FINISHED, STOPPED, Trainer, WarmTrainers
 from worker.outcome import Asked
 from worker.record import ClaimLost, Offline, Recorder
 from worker.training import events
@@ -39,27 +41,43 @@ class Runtime:
     trainers: WarmTrainers
     worker: str
     draining: threading.Event = field(default_factory=threading.Event)
-    busy: int = 0
+    held: set[Claim] = field(default_factory=set)
+    _free_since: float = field(default_factory=time.monotonic)
+
+    def heard(self) -> None:
+        """A message came, or a slot became free: from here on silence counts."""
+        self._free_since = time.monotonic()
+
+    def idle_for(self, time_span: timedelta) -> bool:
+        """Whether a slot has been free, and no message has come, for so long."""
+        silent = time.monotonic() - self._free_since
+        return len(self.held) < self.settings.worker_slots and silent > time_span.total_seconds()
 
 
 def train(runtime: Runtime, job_id: str) -> None:
     """Claim the job if it is there to be had, train it, and leave its row saying what became of it."""
+    runtime.heard()
     if runtime.draining.is_set():
         return
-    with runtime.database.transaction() as session:
-        held = claims.claim(session, job_id, runtime.worker, runtime.settings.lease)
+    try:
+        with runtime.database.transaction() as session:
+            held = claims.claim(session, job_id, runtime.worker, runtime.settings.lease)
+    except (SQLAlchemyError, OSError) as error:
+        log.warning("not_claimed", job_id=job_id, error=type(error).__name__)  # it is announced again
+        return
     if held is None:
         log.info("nothing_to_claim", job_id=job_id)
         return
     log.info("claimed", job_id=job_id, epoch=held.epoch, attempt=held.attempt)
-    runtime.busy += 1
+    runtime.held.add(held)
     try:
         _Attempt(runtime, held).run()
     except (ClaimLost, Offline) as error:
         # Somebody else has the job, or will have it once the database is back and the lease is over.
         log.warning("attempt_abandoned", job_id=job_id, epoch=held.epoch, reason=type(error).__name__)
     finally:
-        runtime.busy -= 1
+        runtime.held.discard(held)
+        runtime.heard()
         runtime.trainers.prepare()
 
 
@@ -71,68 +89,83 @@ class _Attempt:
         self.asked: Asked | None = None
         self.finished: events.Finished | None = None
         self.failed: events.Failed | None = None
-        self.recorder: Recorder
+        self.recorder = Recorder(runtime.database, self.settings, held)
+        self.order: order.Order
 
     def run(self) -> None:
         try:
-            with self.runtime.database.transaction() as session:
-                self.order = order.read(session, self.held, self.runtime.store, self.settings)
-        except order.MissingFile as error:
-            self._fail_early(JobError("file_not_found", str(error), "training_file"))
-            return
-        except SQLAlchemyError as error:
-            raise Offline(self.held.job_id) from error
-        self.recorder = Recorder(
-            self.runtime.database, self.settings, self.held, self.order.model_name, self.order.keep
-        )
-        try:
             self._train()
-        except BaseException:
-            self.recorder.close()
+        except (ClaimLost, Offline):
             raise
-
-    def _fail_early(self, error: JobError) -> None:
-        with self.runtime.database.transaction() as session:
-            claims.fail(session, self.held, error)
+        except Exception as error:
+            # A fault of ours costs the job an attempt; left to its lease it would only be found out later.
+            log.exception("attempt_crashed", job_id=self.held.job_id)
+            self._retry("internal_error", f"The worker failed: {type(error).__name__}: {error}"[:1000])
+        finally:
+            self.recorder.close()
 
     def _train(self) -> None:
         try:
+            with self.runtime.database.transaction() as session:
+                self.order = order.read(session, self.held, self.runtime.store, self.settings)
+            self.recorder.expect(self.order.model_name, self.order.keep)
             folder = self._base_folder()
+        except order.MissingFile as error:
+            self._fail(JobError("file_not_found", str(error), "training_file"))
         except UnusableModel as error:
             message = f"The model {self.order.line['base_name']!r} cannot be used: {error}"
-            self.recorder.conclude(
-                lambda session: claims.fail(
-                    session, self.held, JobError("model_unavailable", message, "model")
-                )
-            )
-            return
-        if folder is None:
-            self._conclude(FINISHED, [])
-            return
-        trainer = self.runtime.trainers.take()
+            self._fail(JobError("model_unavailable", message, "model"))
+        else:
+            trainer = self._take_trainer() if folder is not None else None
+            if folder is None or trainer is None:
+                self._conclude(STOPPED, [])
+            else:
+                self._run_trainer(trainer, folder)
+
+    def _fail(self, error: JobError) -> None:
+        self.recorder.conclude(lambda session: claims.fail(session, self.held, error))
+
+    def _retry(self, code: str, message: str) -> None:
+        delay = outcome.retry_delay(self.settings, self.recorder.crashes)
+        error = JobError(code, message)
+        self.recorder.conclude(lambda session: claims.retry(session, self.held, error, delay))
+
+    def _base_folder(self) -> Path | None:
+        """The base model's folder; None when something else was asked for while it was being fetched."""
+        future: Future[Path] = Future()
+
+        def fetch() -> None:
+            try:
+                future.set_result(order.base_folder(self.order.source, self.settings))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # Not a pool's thread: the interpreter would wait at its exit until gigabytes are downloaded.
+        threading.Thread(target=fetch, name="fetch", daemon=True).start()
+        while not future.done():
+            if self._wish() is not None:
+                return None
+            time.sleep(LOOK_EVERY)
+        return future.result()
+
+    def _take_trainer(self) -> Trainer | None:
+        """A trainer; None when something else was asked for before one could be started."""
+        while self._wish() is None:
+            with contextlib.suppress(queue.Empty):
+                return self.runtime.trainers.take(LOOK_EVERY)
+        return None
+
+    def _run_trainer(self, trainer: Trainer, folder: Path) -> None:
         log.info("training", job_id=self.held.job_id, pid=trainer.pid)
         try:
             trainer.begin({**self.order.line, "model": str(folder)})
             self._supervise(trainer)
-        except BrokenPipeError:
-            log.warning("trainer_died_waiting", pid=trainer.pid)
         except BaseException:
             trainer.signal(signal.SIGKILL)
             raise
         finally:
             code = trainer.end()
         self._conclude(code, list(trainer.last_lines))
-
-    def _base_folder(self) -> Path | None:
-        """The base model's folder; None when something else was asked for while it was being fetched."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
-        future: Future[Path] = pool.submit(order.base_folder, self.order.source, self.settings)
-        pool.shutdown(wait=False)
-        while not future.done():
-            if self._wish() is not None:
-                return None
-            time.sleep(LOOK_EVERY)
-        return future.result()
 
     def _wish(self) -> Asked | None:
         """Why the trainer should stop now, if it should; what was asked first stays."""
@@ -194,7 +227,6 @@ class _Attempt:
     def _conclude(self, code: int, last_lines: list[str]) -> None:
         log.info("attempt_ended", job_id=self.held.job_id, code=code, asked=self.asked)
         if self.asked is Asked.LOST:
-            self.recorder.close()
             raise ClaimLost(self.held.job_id)
         if self.finished is not None and code == FINISHED:
             self._publish(self.finished)
@@ -203,7 +235,14 @@ class _Attempt:
             code = 1  # it left without a model and without a word: a crash
         self.recorder.conclude(
             lambda session: outcome.leave(
-                session, self.held, self.settings, self.asked, code, self.failed, last_lines
+                session,
+                self.held,
+                self.settings,
+                self.asked,
+                code,
+                self.failed,
+                last_lines,
+                self.recorder.crashes,
             )
         )
 
@@ -211,22 +250,18 @@ class _Attempt:
         try:
             model = publish.adopt(self.runtime.store, self.held, finished)
         except (Damaged, OSError) as error:
-            crash = JobError("publish_failed", f"The model could not be published: {error}")
-            delay = outcome.retry_delay(self.settings, self.held.attempt)
-            self.recorder.conclude(lambda session: claims.retry(session, self.held, crash, delay))
+            self._retry("publish_failed", f"The model could not be published: {error}")
             return
-        try:
-            self.recorder.conclude(
-                lambda session: publish.announce(
-                    session,
-                    self.held,
-                    self.order.model_name,
-                    self.order.base,
-                    self.order.owner,
-                    model,
-                    finished.trained_tokens,
-                )
+        # Should the claim be lost the folder stays: an answer that was lost is not a transaction that was,
+        # and the row may stand. What has no row is removed by app.litter.
+        self.recorder.conclude(
+            lambda session: publish.announce(
+                session,
+                self.held,
+                self.order.model_name,
+                self.order.base,
+                self.order.owner,
+                model,
+                finished.trained_tokens,
             )
-        except ClaimLost:
-            self.runtime.store.delete(model.key)
-            raise
+        )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -111,6 +111,12 @@ def beat(session: Session, held: Claim, lease: timedelta, values: JsonObject) ->
     return Wishes(row.cancel_requested_at is not None, row.pause_requested_at is not None)
 
 
+def progressed(session: Session, held: Claim) -> None:
+    """A checkpoint further than any before: from here on attempts count anew. A job of days may outlive more
+    crashes than `max_attempts`; one that crashes in the same place may not."""
+    session.execute(update(Job).where(_held(held)).values(attempt=1))
+
+
 def _end_attempt(session: Session, held: Claim, exit_code: int | None, reason: str) -> None:
     session.execute(
         update(Attempt)
@@ -148,11 +154,16 @@ def fail(session: Session, held: Claim, error: JobError, exit_code: int | None =
     return _leave(session, held, error, exit_code, refund=0, again=False, delay=timedelta(0)) is not None
 
 
-def release(session: Session, held: Claim, reason: str, exit_code: int | None = None) -> str | None:
+def release(
+    session: Session,
+    held: Claim,
+    reason: str,
+    exit_code: int | None = None,
+    delay: timedelta = timedelta(0),
+) -> str | None:
     """Give a job back unharmed (drain, pause, cancel): costs no attempt. The new status, None if lost."""
-    return _leave(
-        session, held, JobError(reason, reason), exit_code, refund=1, again=True, delay=timedelta(0)
-    )
+    error = JobError(reason, f"It was stopped ({reason}).")
+    return _leave(session, held, error, exit_code, refund=1, again=True, delay=delay)
 
 
 def retry(
@@ -257,22 +268,3 @@ def reap(session: Session, grace: timedelta) -> Sequence[str]:
         else:
             _tell_left(session, held, status, error, timedelta(0))
     return [row.id for row in dead]
-
-
-def due(session: Session, again: timedelta, limit: int) -> Sequence[str]:
-    """Ids of queued jobs that are not announced, or were so `again` ago and nobody came; first come first."""
-    return session.scalars(
-        select(Job.id)
-        .where(
-            Job.status == "queued",
-            Job.not_before <= now,
-            or_(Job.dispatched_at.is_(None), Job.dispatched_at < now - again),
-        )
-        .order_by(Job.priority.desc(), Job.seq)
-        .limit(limit)
-    ).all()
-
-
-def mark_dispatched(session: Session, job_id: str) -> None:
-    """After publishing: a crash between the two only means a second, harmless message."""
-    session.execute(update(Job).where(Job.id == job_id, Job.status == "queued").values(dispatched_at=now))

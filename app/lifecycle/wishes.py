@@ -1,6 +1,9 @@
 """What users ask of a job: create, cancel, pause, resume. `claims` draws the states."""
 
-from sqlalchemy import case, literal, select, update
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -10,11 +13,55 @@ from app.lifecycle.claims import ENDED
 from app.lifecycle.history import note
 from app.tables import Job, JsonObject, now
 
+# How long ago the first try of a repeated request may have been: the SDK waits 10 minutes for an answer.
+TRIES_SPAN = timedelta(minutes=15)
+
+
+def created_before(
+    session: Session, owner: str, idempotency_key: str | None, request_sha256: str, *, repeated: bool
+) -> Job | None:
+    """The job that this very request has made already: under its key, or, where it has none and its sender
+    says that it is `repeated`, the latest that the same body made.
+
+    The official SDK repeats a request of which it never saw the answer without a key. Two equal jobs would
+    train to the same weights, bit for bit, so nobody loses one who meant two within those minutes.
+
+    Raises InvalidRequest (idempotency_conflict) when the key was used for another request.
+    """
+    if idempotency_key is not None:
+        job: Job | None = session.scalar(
+            select(Job).where(Job.owner == owner, Job.idempotency_key == idempotency_key)
+        )
+        if job is not None and job.request_sha256 != request_sha256:
+            raise InvalidRequest(
+                "This Idempotency-Key was used for another request; use a new key for a new job.",
+                param="Idempotency-Key",
+                code="idempotency_conflict",
+            )
+        return job
+    # The first try may be on its way still, in another process: whoever comes second waits for its commit.
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(owner + request_sha256, 0))))
+    if not repeated:
+        return None
+    latest: Job | None = session.scalar(
+        select(Job)
+        .where(
+            Job.owner == owner,
+            Job.request_sha256 == request_sha256,
+            Job.idempotency_key.is_(None),
+            Job.status != "cancelled",
+            Job.created_at > now - TRIES_SPAN,
+        )
+        .order_by(Job.seq.desc())
+        .limit(1)
+    )
+    return latest
+
 
 def create(session: Session, values: JsonObject) -> Job:
-    """The new job; or, where the owner used this idempotency key before, the job it made then.
+    """The new job; or the one that another try of the same request has made in this moment.
 
-    Raises InvalidRequest (idempotency_conflict) when that was another request.
+    Raises InvalidRequest (idempotency_conflict) when the key was used for another request.
     """
     made: Job | None = session.scalar(
         insert(Job)
@@ -26,15 +73,11 @@ def create(session: Session, values: JsonObject) -> Job:
         session.info[WAKE] = True
         note(session, made.id, "info", "created", "Created; waiting for a worker.")
         return made
-    before: Job = session.scalars(
-        select(Job).where(Job.owner == values["owner"], Job.idempotency_key == values["idempotency_key"])
-    ).one()
-    if before.request_sha256 != values["request_sha256"]:
-        raise InvalidRequest(
-            "This Idempotency-Key was used for another request; use a new key for a new job.",
-            param="Idempotency-Key",
-            code="idempotency_conflict",
-        )
+    before = created_before(
+        session, values["owner"], values["idempotency_key"], values["request_sha256"], repeated=True
+    )
+    if before is None:
+        raise LookupError("a job that was in the way is gone")
     return before
 
 
@@ -106,6 +149,15 @@ def resume(session: Session, job_id: str, owner: str) -> None:
         raise _wrong_state(session, job_id, "resumed")
     session.info[WAKE] = True
     note(session, job_id, "info", "resumed", "Resumed; goes on from the last checkpoint.")
+
+
+def is_fulfilled(job: Job, verb: Callable[[Session, str, str], None]) -> bool:
+    """Whether the job already is, or is on its way to, where `verb` would send it."""
+    if verb is cancel:
+        return job.status == "cancelled" or job.cancel_requested_at is not None
+    if verb is pause:
+        return job.status == "paused" or job.pause_requested_at is not None
+    return verb is resume and job.status in ("queued", "running") and job.pause_requested_at is None
 
 
 def _wrong_state(session: Session, job_id: str, verb: str) -> InvalidRequest:

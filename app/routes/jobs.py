@@ -1,100 +1,26 @@
 """Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints, metrics."""
 
-import hashlib
-import json
 import secrets
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import Field
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from app import catalogue, paging, wire
+from app import catalogue, job_request, paging, wire
 from app.auth import Caller, KnownCaller
-from app.body import Body
 from app.database import run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
 from app.errors import InvalidRequest, NotFound
-from app.hyperparameters import RecipeError
 from app.lifecycle import wishes
-from app.recipe import Recipe
 from app.settings import Settings
-from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric
+from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
-Values = dict[str, Any]
-
-
-class MethodOptions(Body):
-    """What `method.<type>` holds."""
-
-    hyperparameters: Values = Field({}, description="Any field of the recipe, or OpenAI's three")
-
-
-class Method(Body):
-    """How to train. Siblings for other types than `type` are ignored, as OpenAI does."""
-
-    type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: MethodOptions = MethodOptions()
-    dpo: MethodOptions = MethodOptions()
-    reinforcement: Values = Field({})
-
-
-class JobRequest(Body):
-    """A request to train."""
-
-    model: str = Field(min_length=1, max_length=256, description="Base model, or one of yours")
-    training_file: str = Field(description="Id of a file with purpose `fine-tune`")
-    validation_file: str | None = Field(None, description="Id of a file to evaluate on")
-    suffix: str | None = Field(
-        None, min_length=1, max_length=64, pattern=r"^[\w.-]+$", description="Goes into the model's name"
-    )
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Reported; 42 when absent")
-    metadata: dict[str, str] | None = Field(None, max_length=16)
-    integrations: list[Values] | None = Field(None, max_length=5)
-    method: Method | None = None
-    hyperparameters: Values = Field({}, description="As `method.<type>.hyperparameters`; either will do")
-
-
-def _merge(request: JobRequest) -> tuple[Method, Values]:
-    """The method, and the hyperparameters of both places; the same one said twice must agree."""
-    method = request.method or Method(type="supervised")
-    if method.type == "reinforcement":
-        raise InvalidRequest(
-            "Reinforcement fine-tuning is not offered; use `supervised`.",
-            param="method.type",
-            code="unsupported_method",
-        )
-    options: MethodOptions = getattr(method, method.type)
-    merged = {k: v for k, v in request.hyperparameters.items() if v is not None}
-    for key, value in options.hyperparameters.items():
-        if value is None:
-            continue
-        if merged.get(key, value) != value:
-            raise InvalidRequest(
-                f"`{key}` is given twice and differs: in `hyperparameters` and in `method`.",
-                param=f"hyperparameters.{key}",
-                code="contradictory_value",
-            )
-        merged[key] = value
-    if request.seed is not None:
-        if merged.get("seed", request.seed) != request.seed:
-            raise InvalidRequest(
-                "`seed` is given twice and differs.", param="seed", code="contradictory_value"
-            )
-        merged["seed"] = request.seed
-    return method, merged
-
-
-def _recipe(method: Method, given: Values) -> Recipe:
-    if method.type == "reinforcement":
-        raise InvalidRequest("Reinforcement fine-tuning is not offered.", param="method.type")
-    try:
-        return Recipe.from_request(given, method.type)
-    except RecipeError as error:
-        where = "method.type" if error.field == "method" else f"hyperparameters.{error.field}"
-        raise InvalidRequest(error.message, param=where, code=error.code) from error
+# The official SDK counts its tries of one request.
+RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
 
 
 async def _usable(session: AsyncSession, file_id: str, param: str, caller: Caller) -> File:
@@ -123,39 +49,48 @@ async def _usable(session: AsyncSession, file_id: str, param: str, caller: Calle
     return row
 
 
-def _check_metadata(metadata: dict[str, str] | None) -> None:
-    for key, value in (metadata or {}).items():
-        if len(key) > 64 or len(value) > 512:
-            raise InvalidRequest(
-                "metadata takes keys of at most 64 and values of at most 512 characters.", param="metadata"
-            )
-
-
-def _digest(request: JobRequest) -> str:
-    body = request.model_dump(mode="json", exclude_unset=True)
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+async def _hold_model(session: AsyncSession, source: catalogue.Source) -> None:
+    """Lock a model that was trained here, so that nobody deletes it before the job is there."""
+    key = source.source.removeprefix("store:")
+    if key == source.source:
+        return
+    for table in (Model, Checkpoint):
+        held = select(table.id).where(table.key == key, table.deleted_at.is_(None))
+        if await session.scalar(held.with_for_update(read=True)) is not None:
+            return
+    raise InvalidRequest(f"The model {source.name!r} is gone.", param="model", code="model_not_found")
 
 
 @router.post("")
 async def create_job(
-    body: JobRequest,
+    body: job_request.JobRequest,
     session: OpenSession,
     store: OpenStore,
     settings: CurrentSettings,
     caller: KnownCaller,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """Queue a job. The answer is a promise: the row is written, whatever dies afterwards.
 
-    With an `Idempotency-Key` the same request makes one job however often it is sent.
+    With an `Idempotency-Key` the same request makes one job however often it is sent; so do the repetitions
+    that the official SDK sends by itself.
     """
-    method, given = _merge(body)
-    recipe = _recipe(method, given)
-    _check_metadata(body.metadata)
+    digest, repeated = job_request.digest(body), x_stainless_retry_count > 0
+    # First of all: what has been promised stands, even if its file is deleted or the disk is full by now.
+    before = await run(
+        session, wishes.created_before, caller.owner, idempotency_key, digest, repeated=repeated
+    )
+    if before is not None:
+        return wire.job(before, settings.organization)
+    method, given = job_request.merge(body)
+    recipe = job_request.recipe(method, given)
+    job_request.check_metadata(body.metadata)
     if body.integrations:
         raise InvalidRequest("No integration is offered yet; leave it out.", param="integrations")
     store.refuse_low_space(settings.min_free_bytes)
     source = await run(session, catalogue.find_for_job, body.model, caller.owner, settings)
+    await _hold_model(session, source)
     await _usable(session, body.training_file, "training_file", caller)
     if body.validation_file is not None:
         await _usable(session, body.validation_file, "validation_file", caller)
@@ -163,7 +98,7 @@ async def create_job(
         "id": f"ftjob-{secrets.token_hex(12)}",
         "owner": caller.owner,
         "idempotency_key": idempotency_key,
-        "request_sha256": _digest(body),
+        "request_sha256": digest,
         "model": body.model,
         "source": source.source,
         "training_file": body.training_file,
@@ -223,36 +158,55 @@ async def retrieve_job(
 
 
 async def _wish(
-    verb: Any, job_id: str, session: AsyncSession, settings: Settings, caller: Caller
+    verb: Callable[[Session, str, str], None],
+    job_id: str,
+    session: AsyncSession,
+    settings: Settings,
+    caller: Caller,
+    tries: int,
 ) -> JsonObject:
-    await find_job(session, job_id, caller)
-    await run(session, verb, job_id, caller.owner)
+    job = await find_job(session, job_id, caller)
+    # The first try, whose answer was lost, may have done it: told so, nobody has to find out.
+    if not (tries and wishes.is_fulfilled(job, verb)):
+        await run(session, verb, job_id, caller.owner)
     session.expire_all()
     return wire.job(await find_job(session, job_id, caller), settings.organization)
 
 
 @router.post("/{job_id}/cancel")
 async def cancel_job(
-    job_id: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
+    job_id: str,
+    session: OpenSession,
+    settings: CurrentSettings,
+    caller: KnownCaller,
+    x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """End a job. A running one saves a checkpoint first, which stays; takes a heartbeat to be noticed."""
-    return await _wish(wishes.cancel, job_id, session, settings, caller)
+    return await _wish(wishes.cancel, job_id, session, settings, caller, x_stainless_retry_count)
 
 
 @router.post("/{job_id}/pause")
 async def pause_job(
-    job_id: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
+    job_id: str,
+    session: OpenSession,
+    settings: CurrentSettings,
+    caller: KnownCaller,
+    x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """Set a job aside; a running one saves a checkpoint and goes on from it when resumed."""
-    return await _wish(wishes.pause, job_id, session, settings, caller)
+    return await _wish(wishes.pause, job_id, session, settings, caller, x_stainless_retry_count)
 
 
 @router.post("/{job_id}/resume")
 async def resume_job(
-    job_id: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
+    job_id: str,
+    session: OpenSession,
+    settings: CurrentSettings,
+    caller: KnownCaller,
+    x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """Queue a paused job again; it goes on where it was, bit for bit."""
-    return await _wish(wishes.resume, job_id, session, settings, caller)
+    return await _wish(wishes.resume, job_id, session, settings, caller, x_stainless_retry_count)
 
 
 @router.get("/{job_id}/events")

@@ -65,7 +65,10 @@ async def _manifest(
         raise NotFound(
             f"There is no model {name!r} of yours to download.", param="model", code="model_not_found"
         )
-    return key, store.read_manifest(key)["files"]
+    try:
+        return key, store.read_manifest(key)["files"]
+    except FileNotFoundError as error:  # retired a moment ago
+        raise NotFound(f"The checkpoint {name!r} is gone.", param="model", code="model_not_found") from error
 
 
 @router.get("/{model:path}/download", response_class=StreamingResponse)

@@ -1,0 +1,98 @@
+"""What a request to train may say, and what it means: everything about it that needs no database."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.body import Body
+from app.errors import InvalidRequest
+from app.hyperparameters import RecipeError
+from app.recipe import Recipe
+
+Values = dict[str, Any]
+
+
+class MethodOptions(Body):
+    """What `method.<type>` holds."""
+
+    hyperparameters: Values = Field({}, description="Any field of the recipe, or OpenAI's three")
+
+
+class Method(Body):
+    """How to train. Siblings for other types than `type` are ignored, as OpenAI does."""
+
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: MethodOptions = MethodOptions()
+    dpo: MethodOptions = MethodOptions()
+    reinforcement: Values = Field({})
+
+
+class JobRequest(Body):
+    """A request to train."""
+
+    model: str = Field(min_length=1, max_length=256, description="Base model, or one of yours")
+    training_file: str = Field(description="Id of a file with purpose `fine-tune`")
+    validation_file: str | None = Field(None, description="Id of a file to evaluate on")
+    suffix: str | None = Field(
+        None, min_length=1, max_length=64, pattern=r"^[\w.-]+$", description="Goes into the model's name"
+    )
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Reported; 42 when absent")
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    integrations: list[Values] | None = Field(None, max_length=5)
+    method: Method | None = None
+    hyperparameters: Values = Field({}, description="As `method.<type>.hyperparameters`; either will do")
+
+
+def merge(request: JobRequest) -> tuple[Method, Values]:
+    """The method, and the hyperparameters of both places; the same one said twice must agree."""
+    method = request.method or Method(type="supervised")
+    if method.type == "reinforcement":
+        raise InvalidRequest(
+            "Reinforcement fine-tuning is not offered; use `supervised`.",
+            param="method.type",
+            code="unsupported_method",
+        )
+    options: MethodOptions = getattr(method, method.type)
+    merged = {k: v for k, v in request.hyperparameters.items() if v is not None}
+    for key, value in options.hyperparameters.items():
+        if value is None:
+            continue
+        if merged.get(key, value) != value:
+            raise InvalidRequest(
+                f"`{key}` is given twice and differs: in `hyperparameters` and in `method`.",
+                param=f"hyperparameters.{key}",
+                code="contradictory_value",
+            )
+        merged[key] = value
+    if request.seed is not None:
+        if merged.get("seed", request.seed) != request.seed:
+            raise InvalidRequest(
+                "`seed` is given twice and differs.", param="seed", code="contradictory_value"
+            )
+        merged["seed"] = request.seed
+    return method, merged
+
+
+def recipe(method: Method, given: Values) -> Recipe:
+    if method.type == "reinforcement":
+        raise InvalidRequest("Reinforcement fine-tuning is not offered.", param="method.type")
+    try:
+        return Recipe.from_request(given, method.type)
+    except RecipeError as error:
+        where = "method.type" if error.field == "method" else f"hyperparameters.{error.field}"
+        raise InvalidRequest(error.message, param=where, code=error.code) from error
+
+
+def check_metadata(metadata: dict[str, str] | None) -> None:
+    for key, value in (metadata or {}).items():
+        if len(key) > 64 or len(value) > 512:
+            raise InvalidRequest(
+                "metadata takes keys of at most 64 and values of at most 512 characters.", param="metadata"
+            )
+
+
+def digest(request: JobRequest) -> str:
+    body = request.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,135 @@
+"""Bytes that no row speaks of: what a crash left between writing them and making them known.
+
+What lies below `jobs/<id>/e<epoch>/` under an epoch that is over can never become known any more, since the
+claim that could have reported it is fenced off: it goes at once. Anything else goes after a day.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.lifecycle.claims import ENDED
+from app.storage import Store
+from app.tables import Checkpoint, File, Job, Model
+
+# No upload and no publishing takes so long; and a database that was restored from yesterday's dump should
+# not cost today's models before somebody notices.
+ABANDONED_AFTER = 24 * 3600.0  # seconds
+SETTLED_AFTER = 600.0  # seconds; a fenced-off trainer may still be writing for a moment
+BATCH = 200  # names looked up in one query
+EPOCH = re.compile(r"e(\d+)")
+Kind = Literal["files", "models", "cache", "jobs"]
+KINDS: tuple[Kind, ...] = ("files", "models", "cache", "jobs")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the names in one folder of the store."""
+
+    kind: Kind
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What rows say of a part: keys that stay, and of jobs (whether it runs, its epoch)."""
+
+    keys: frozenset[str]
+    jobs: dict[str, tuple[bool, int]] = field(default_factory=dict)
+
+
+def parts(store: Store) -> list[Part]:
+    """All that lies in the store, in parts that one query can look up."""
+    found = []
+    for kind in KINDS:
+        folder = store.root / kind
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        found += [Part(kind, tuple(names[at : at + BATCH])) for at in range(0, len(names), BATCH)]
+    return found
+
+
+def known(session: Session, part: Part) -> Known:
+    keys = [f"{part.kind}/{name}" for name in part.names]
+    match part.kind:
+        case "files":
+            return Known(frozenset(filter(None, session.scalars(select(File.key).where(File.key.in_(keys))))))
+        case "models":
+            rows = session.scalars(select(Model.key).where(Model.key.in_(keys)))
+            return Known(frozenset(filter(None, rows)))
+        case "cache":
+            ids = {name: name.split("+") for name in part.names}
+            wanted = {file for files in ids.values() for file in files}
+            there = set(session.scalars(select(File.id).where(File.id.in_(wanted), File.key.is_not(None))))
+            return Known(frozenset(f"cache/{name}" for name, files in ids.items() if there.issuperset(files)))
+        case "jobs":
+            return _known_jobs(session, part.names)
+
+
+def _known_jobs(session: Session, ids: tuple[str, ...]) -> Known:
+    rows = session.execute(select(Job.id, Job.status, Job.epoch).where(Job.id.in_(ids)))
+    jobs = {row.id: (row.status == "running", row.epoch) for row in rows}
+    kept = session.scalars(select(Checkpoint.key).where(Checkpoint.job_id.in_(ids)))
+    # A job may train from a checkpoint of another that has been saved anew since.
+    sources = session.scalars(
+        select(Job.source).where(Job.source.startswith("store:jobs/"), Job.status.not_in(ENDED))
+    )
+    keys = {key for key in kept if key} | {source.removeprefix("store:") for source in sources}
+    return Known(frozenset(keys), jobs)
+
+
+def remove(store: Store, part: Part, known: Known) -> list[str]:
+    """Remove what is not known of this part; the keys that went."""
+    gone = []
+    for path, patience in _unknown(store, part, known):
+        if _age(path) > patience:
+            key = path.relative_to(store.root).as_posix()
+            store.delete(key)
+            gone.append(key)
+    return gone
+
+
+def _unknown(store: Store, part: Part, known: Known) -> Iterator[tuple[Path, float]]:
+    """Paths, and how many seconds old they must be to go."""
+    for name in part.names:
+        path = store.root / part.kind / name
+        if part.kind != "jobs":
+            if f"{part.kind}/{name}" not in known.keys:
+                yield path, ABANDONED_AFTER
+        elif name not in known.jobs:
+            yield path, ABANDONED_AFTER
+        else:
+            running, epoch = known.jobs[name]
+            for attempt in _folders(path):
+                form = EPOCH.fullmatch(attempt.name)
+                if form is not None and (int(form[1]) < epoch or not running):
+                    yield from _unknown_in(store, attempt, known)
+
+
+def _unknown_in(store: Store, attempt: Path, known: Known) -> Iterator[tuple[Path, float]]:
+    checkpoints = attempt / "checkpoints"
+    found = [path for folder in (attempt, checkpoints) for path in _folders(folder) if path != checkpoints]
+    kept = [path for path in found if path.relative_to(store.root).as_posix() in known.keys]
+    if not kept:
+        yield attempt, SETTLED_AFTER
+        return
+    yield from ((path, SETTLED_AFTER) for path in found if path not in kept)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _age(path: Path) -> float:
+    """Seconds since anything in it, down to its second level, was made or renamed; 0 when it is gone."""
+    try:
+        inner = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
+        changed = [entry.stat().st_mtime for entry in (path, *inner)]
+    except FileNotFoundError:
+        return 0.0
+    return time.time() - max(changed)
