@@ -10,15 +10,21 @@ import sys
 
 
 def die_with_parent() -> None:
-    """SIGTERM when the parent ends, so that no trainer outlives its supervisor. First of all."""
+    """SIGKILL when the parent ends, so that no trainer outlives its supervisor. First of all.
+
+    Not SIGTERM: a checkpoint that nobody reports is none, and one that hangs in C would never hear it.
+    """
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it ended in between, so the signal will never come
         sys.exit(75)
 
 
 def main() -> int:
     """Runs one job; returns the exit status."""
+    # Threads of a kernel wait asleep, not spinning: beside other programs (and here there always are some) that
+    # made a step on two cores 1.3 to 2.4 times as fast. Read by the OpenMP library when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Libraries print where they like. Only `say` may write to the real stdout.
     events_out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)

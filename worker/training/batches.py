@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,9 +36,12 @@ def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+@lru_cache(maxsize=1)  # asked for at every step; of millions of examples it takes a second
 def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of an epoch: keyed by seed and epoch alone, so that nothing else can move it."""
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+    found: NDArray[np.int64] = np.random.default_rng([seed, 0, epoch]).permutation(count)
+    found.setflags(write=False)
+    return found
 
 
 def lay(examples: Sequence[tuple[Tokens, Mask]], packing: bool, max_length: int, pad: int) -> Batch:

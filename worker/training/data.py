@@ -23,6 +23,7 @@ from worker.training.failure import Failure
 VERSION = 1  # of what is on disk; raise it when encoding or cutting changes
 BATCH_CHARACTERS = 4_000_000  # encoded at once: enough to keep every core busy
 BATCH_ROWS = 4_096
+BLOCK = 65_536  # examples whose masks are summed at once
 MIN_TRAINED_TOKENS = 8  # fewer would train noise
 
 Tokens = NDArray[np.uint32]
@@ -63,13 +64,16 @@ class Share:
         return self.encodings.example(int(self.indices[index]))
 
     def total(self) -> tuple[int, int]:
-        """Tokens, and trained tokens, of all examples; read in pieces."""
-        whole = self.encodings
-        lengths = np.diff(whole.starts)[self.indices]
-        if len(self) == len(whole):
-            steps = range(0, len(whole.trained), 1 << 24)
-            return int(lengths.sum()), sum(int(whole.trained[at : at + (1 << 24)].sum()) for at in steps)
-        return int(lengths.sum()), sum(int(self.example(i)[1].sum()) for i in range(len(self)))
+        """Tokens, and trained tokens, of all examples; the masks are read a block at a time."""
+        whole, trained = self.encodings, 0
+        for at in range(0, len(self), BLOCK):
+            block = self.indices[at : at + BLOCK]
+            first, last = int(block[0]), int(block[-1]) + 1
+            starts = whole.starts[first:last] - whole.starts[first]
+            mask = whole.trained[int(whole.starts[first]) : int(whole.starts[last])]
+            trained += int(np.add.reduceat(mask, starts, dtype=np.int64)[block - first].sum())
+        lengths = whole.starts[self.indices + 1] - whole.starts[self.indices]
+        return int(lengths.sum()), trained
 
 
 def encode(
