@@ -1,0 +1,210 @@
+"""Delete means gone, whatever is killed in between; what is in use or may yet become known stays."""
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import litter, purge
+from app.database import Database, run
+from app.dispatch import Connection
+from app.lifecycle import claims, wishes
+from app.settings import Settings
+from app.storage import Store
+from app.tables import Checkpoint, File, Model, now
+
+DAY = 25 * 3600.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "storage")
+
+
+@pytest.fixture
+async def session(database_url: str, tmp_path: Path) -> Any:
+    database = Database(Settings(home=tmp_path, database_url=database_url))
+    async with database.transaction() as session:
+        yield session
+    await database.close()
+
+
+def put(store: Store, key: str, age: float = 0.0) -> Path:
+    path = store.path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    then = time.time() - age
+    while path != store.root:
+        os.utime(path, (then, then))
+        path = path.parent
+    return store.path(key)
+
+
+def a_file(file_id: str, **named: Any) -> File:
+    known = {"key": f"files/{file_id}", "bytes": 1, "sha256": "", "filename": "f", "purpose": "fine-tune"}
+    return File(id=file_id, owner="me", format="jsonl", status="processed", rows=1, **known | named)
+
+
+async def a_job(session: AsyncSession, job_id: str, file_id: str = "file-1", **named: Any) -> None:
+    values = {
+        "id": job_id,
+        "owner": "me",
+        "idempotency_key": None,
+        "request_sha256": "",
+        "model": "tiny-gpt2",
+        "source": "builtin:tiny-gpt2",
+        "training_file": file_id,
+        "seed": 42,
+        "method": {},
+        "hyperparameters": {},
+        "recipe": {},
+        "max_attempts": 3,
+        **named,
+    }
+    await run(session, wishes.create, values)
+
+
+async def tidy(session: AsyncSession, store: Store) -> list[str]:
+    gone = []
+    for part in litter.parts(store):
+        gone += litter.remove(store, part, await run(session, litter.known, part))
+    return gone
+
+
+async def test_what_no_row_knows_goes_after_a_day(session: AsyncSession, store: Store) -> None:
+    session.add(a_file("file-1"))
+    session.add(Model(id="m", owner="me", name="m", base="b", key="models/job-e1", manifest={}, bytes=1))
+    await session.flush()
+    for key in ("files/file-1", "models/job-e1/config.json", "cache/file-1/tokens.bin"):
+        put(store, key, DAY)
+    litter_keys = ["files/file-2", "files/.file-3-ab", "models/job-e2", "cache/file-1+file-2", "jobs/ftjob-x"]
+    for key in litter_keys:
+        put(store, key if key.startswith("files") else f"{key}/inner", DAY)
+    young = [put(store, key) for key in ("files/file-4", "models/job-e3/inner", "jobs/ftjob-y/e1/inner")]
+    assert sorted(await tidy(session, store)) == sorted(litter_keys)
+    assert all(path.exists() for path in young)
+    assert store.path("files/file-1").exists()
+    assert store.path("models/job-e1/config.json").exists()
+    assert store.path("cache/file-1/tokens.bin").exists()
+
+
+async def test_what_a_fenced_off_attempt_left_goes_soon_and_checkpoints_with_a_row_stay(
+    session: AsyncSession, store: Store
+) -> None:
+    session.add(a_file("file-1"))
+    await session.flush()
+    await a_job(session, "ftjob-1")
+    for _ in range(2):  # epochs 1 and 3; the second still runs
+        claim = await run(session, claims.claim, "ftjob-1", "w", timedelta(0))
+        assert claim is not None
+        if claim.epoch == 1:
+            await run(session, claims.reap, timedelta(0))
+    row = {"job_id": "ftjob-1", "manifest_sha256": "", "bytes": 1, "metrics": {}}
+    kept = "jobs/ftjob-1/e1/checkpoints/step-5"
+    session.add(Checkpoint(id="c1", step=5, epoch=1, key=kept, name="c1", **row))
+    # Saved again under the new epoch: what lay under the old one is litter.
+    session.add(
+        Checkpoint(id="c2", step=10, epoch=3, key="jobs/ftjob-1/e3/checkpoints/step-10", name="c2", **row)
+    )
+    await session.flush()
+    old = ["e1/checkpoints/step-10", "e1/checkpoints/.saving-step-15", "e1/model"]
+    for key in [*(f"jobs/ftjob-1/{key}" for key in old), kept, "jobs/ftjob-1/e3/checkpoints/step-20"]:
+        put(store, f"{key}/inner", 700)
+    assert sorted(await tidy(session, store)) == sorted(f"jobs/ftjob-1/{key}" for key in old)
+    assert store.path(kept).exists()
+    assert store.path("jobs/ftjob-1/e3/checkpoints/step-20").exists(), "its row may be on the way"
+    held = claims.Claim("ftjob-1", 3, 2, "w")
+    await run(session, claims.release, held, "drained")
+    put(store, "jobs/ftjob-1/e3/checkpoints/step-10/inner", 700)
+    assert await tidy(session, store) == ["jobs/ftjob-1/e3/checkpoints/step-20"]
+
+
+async def test_a_checkpoint_saved_again_while_its_bytes_are_removed_keeps_its_key(
+    session: AsyncSession, store: Store
+) -> None:
+    session.add(a_file("file-1"))
+    await session.flush()
+    await a_job(session, "ftjob-1")
+    row = Checkpoint(
+        id="c", job_id="ftjob-1", step=5, epoch=1, key="jobs/ftjob-1/e1/checkpoints/step-5", name="c",
+        manifest_sha256="", bytes=1, metrics={}, deleted_at=now,
+    )  # fmt: skip
+    session.add(row)
+    await session.flush()
+    (found,) = await purge.doomed(session)
+    row.key, row.deleted_at = "jobs/ftjob-1/e2/checkpoints/step-5", None
+    await session.flush()
+    await purge.forget(session, found)
+    await session.refresh(row)
+    assert row.key == "jobs/ftjob-1/e2/checkpoints/step-5"
+
+
+async def test_a_deletion_killed_half_way_is_finished_by_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app import storage
+
+    put(store, "models/a/one")
+    put(store, "models/a/two")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_remove", lambda _: (_ for _ in ()).throw(OSError(5, "killed here")))
+        with pytest.raises(OSError, match="killed"):
+            store.delete("models/a")
+    assert not store.path("models/a").exists()
+    store.delete("models/a")
+    assert list((store.root / "models").iterdir()) == []
+
+
+async def test_a_file_that_expires_stays_while_a_job_is_to_read_it(
+    session: AsyncSession, store: Store
+) -> None:
+    past = now - timedelta(hours=1)
+    session.add_all([a_file("file-1", expires_at=past), a_file("file-2", expires_at=past)])
+    await session.flush()
+    await a_job(session, "ftjob-1")
+    await purge.expire_files(session)
+    assert [found.row_id for found in await purge.doomed(session)] == ["file-2"]
+    await run(session, wishes.cancel, "ftjob-1", "me")
+    await purge.expire_files(session)
+    assert {found.row_id for found in await purge.doomed(session)} == {"file-1", "file-2"}
+
+
+async def test_what_was_encoded_of_a_file_goes_with_it(store: Store) -> None:
+    for key in ("files/file-a", "cache/file-a/x", "cache/file-a+file-b/x", "cache/file-b+file-a/x"):
+        put(store, key)
+    other = put(store, "cache/file-b/x")
+    purge.remove(store, purge.Doomed(File, "file-a", "files/file-a"))
+    assert [path.name for path in sorted((store.root / "cache").iterdir())] == ["file-b"]
+    assert other.exists()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    at = [1000.0]
+    monkeypatch.setattr("app.dispatch.time.monotonic", lambda: at[0])
+    return at  # type: ignore[return-value]
+
+
+def test_silence_proves_nobody_dead_until_the_connection_has_held_for_a_lease(clock: list[float]) -> None:
+    from datetime import UTC, datetime
+
+    connection = Connection(timedelta(seconds=60))
+    there = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def look(here: float, elsewhere: float) -> float:
+        nonlocal there
+        clock[0] += here
+        there += timedelta(seconds=elsewhere)
+        return connection.held(there).total_seconds()
+
+    assert [look(0, 0), look(30, 30), look(50, 50)] == [0, 30, 80]
+    connection.broke()
+    assert [look(1, 1), look(1, 1)] == [0, 1], "an error"
+    assert [look(61, 61), look(10, 10)] == [0, 10], "the database was frozen, or we were"
+    assert [look(1, 3600), look(10, 10)] == [0, 10], "the machine slept: our clock stood still"
+    assert [look(1, -3600), look(10, 10)] == [0, 10], "the database's clock was set back"
