@@ -179,7 +179,7 @@ def show_difference(client: openai.OpenAI, written: list[str]) -> None:
         # Noise is mostly line breaks and repetition: a few words of it will do.
         noise = " ".join(complete(client, BASE, prompt, length=40).split())
         panels = [
-            Panel(Text(prompt, style="bold") + Text(text, overflow="fold"), title=title, width=width)
+            Panel(Text(prompt, style="bold", overflow="fold") + Text(text), title=title, width=width)
             for title, text in (("before training", noise), ("after", card))
         ]
         screen.print(Columns(panels))
