@@ -153,7 +153,9 @@ class WarmTrainers:
     def __init__(self, start: Callable[[], Trainer] = Trainer) -> None:
         self._start = start
         self._ready: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
-        self._wanted = threading.Semaphore(0)
+        self._wanted: queue.SimpleQueue[tuple[Callable[[], Trainer], queue.SimpleQueue[Trainer]]] = (
+            queue.SimpleQueue()
+        )
         self._waiting = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -163,23 +165,29 @@ class WarmTrainers:
 
     def _keep_warm(self) -> None:
         while True:
-            self._wanted.acquire()
+            start, ready = self._wanted.get()
             if self._closed:
                 # Never return: children still running would be ended with this thread.
                 threading.Event().wait()
             try:
-                self._ready.put(self._start())
+                ready.put(start())
             except Exception as error:  # no memory, no process, no thread: all may come back
                 log.error("trainer_not_started", error=str(error))
                 time.sleep(1)
-                self._wanted.release()
+                self._wanted.put((start, ready))
 
     def prepare(self) -> None:
         """Have one waiting, unless one is."""
         with self._lock:
             if self._waiting < 1 and not self._closed:
                 self._waiting += 1
-                self._wanted.release()
+                self._wanted.put((self._start, self._ready))
+
+    def start(self, start: Callable[[], Trainer]) -> queue.SimpleQueue[Trainer]:
+        """Start one of another kind, in the thread that outlives it; it comes out of the queue."""
+        ready: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
+        self._wanted.put((start, ready))
+        return ready
 
     def take(self, timeout: float, *, fresh: bool = False) -> Trainer:
         """A trainer, warm if there was time. One that died while it waited is replaced, once: the second may
