@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,7 +20,7 @@ from app.lifecycle import claims
 from app.lifecycle.claims import Claim, JobError
 from app.settings import Settings
 from app.storage import Store
-from worker import order, outcome, publish
+from worker import order, outcome, publish, spread
 from worker.launch import FINISHED, STOPPED, Trainer, WarmTrainers
 from worker.outcome import Asked
 from worker.record import ClaimLost, Offline, Recorder
@@ -55,26 +56,31 @@ class Runtime:
 
 
 def train(runtime: Runtime, job_id: str) -> None:
-    """Claim the job if it is there to be had, train it, and leave its row saying what became of it."""
+    """Claim the job, train it, and leave its row saying what became of it.
+
+    Where it is not to be had, the first one that is: with one slot Celery takes a message a second, and those
+    that were sent twice would keep a queue waiting that is not empty.
+    """
     runtime.heard()
     if runtime.draining.is_set():
         return
     try:
         with runtime.database.transaction() as session:
-            held = claims.claim(session, job_id, runtime.worker, runtime.settings.lease)
+            given = runtime.worker, runtime.settings.lease
+            held = claims.claim(session, job_id, *given) or claims.claim_next(session, *given)
     except (SQLAlchemyError, OSError) as error:
         log.warning("not_claimed", job_id=job_id, error=type(error).__name__)  # it is announced again
         return
     if held is None:
         log.info("nothing_to_claim", job_id=job_id)
         return
-    log.info("claimed", job_id=job_id, epoch=held.epoch, attempt=held.attempt)
+    log.info("claimed", job_id=held.job_id, epoch=held.epoch, attempt=held.attempt)
     runtime.held.add(held)
     try:
         _Attempt(runtime, held).run()
     except (ClaimLost, Offline) as error:
         # Somebody else has the job, or will have it once the database is back and the lease is over.
-        log.warning("attempt_abandoned", job_id=job_id, epoch=held.epoch, reason=type(error).__name__)
+        log.warning("attempt_abandoned", job_id=held.job_id, epoch=held.epoch, reason=type(error).__name__)
     finally:
         runtime.held.discard(held)
         runtime.heard()
@@ -116,11 +122,12 @@ class _Attempt:
             message = f"The model {self.order.line['base_name']!r} cannot be used: {error}"
             self._fail(JobError("model_unavailable", message, "model"))
         else:
-            trainer = self._take_trainer() if folder is not None else None
-            if folder is None or trainer is None:
+            line = {**self.order.line, "model": str(folder)}
+            trainer = self._take_trainer(line) if folder is not None else None
+            if trainer is None:
                 self._conclude(STOPPED, [])
             else:
-                self._run_trainer(trainer, folder)
+                self._run_trainer(trainer, line)
 
     def _fail(self, error: JobError) -> None:
         self.recorder.conclude(lambda session: claims.fail(session, self.held, error))
@@ -148,17 +155,20 @@ class _Attempt:
             time.sleep(LOOK_EVERY)
         return future.result()
 
-    def _take_trainer(self) -> Trainer | None:
+    def _take_trainer(self, line: dict[str, Any]) -> Trainer | None:
         """A trainer; None when something else was asked for before one could be started."""
+        devices = int(line["recipe"].get("num_devices", 1))
+        start = spread.starter(devices, line)
+        started = self.runtime.trainers.start(start) if devices > 1 else None
         while self._wish() is None:
             with contextlib.suppress(queue.Empty):
-                return self.runtime.trainers.take(LOOK_EVERY)
+                return started.get(timeout=LOOK_EVERY) if started else self.runtime.trainers.take(LOOK_EVERY)
         return None
 
-    def _run_trainer(self, trainer: Trainer, folder: Path) -> None:
+    def _run_trainer(self, trainer: Trainer, line: dict[str, Any]) -> None:
         log.info("training", job_id=self.held.job_id, pid=trainer.pid)
         try:
-            trainer.begin({**self.order.line, "model": str(folder)})
+            trainer.begin(line)
             self._supervise(trainer)
         except BaseException:
             trainer.signal(signal.SIGKILL)

@@ -214,3 +214,26 @@ def test_plain_text_is_trained_on(client: OpenAI) -> None:
     )
     ended = wait_for_end(client, made.id)
     assert ended.status == "succeeded", ended.error
+
+
+def test_a_job_on_two_devices_trains_as_on_one_and_pauses(client: OpenAI) -> None:
+    jobs = client.fine_tuning.jobs
+    file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
+    ended = []
+    for devices in (1, 2):
+        asked = {"max_steps": 6, "total_train_batch_size": 8, "num_devices": devices, "save_steps": 2}
+        made = jobs.create(
+            model="small-gpt2",
+            training_file=file.id,
+            extra_body={"hyperparameters": {**asked, "dropout": 0.0}},
+        )
+        if devices == 2:
+            wait_for(lambda id_=made.id: bool(jobs.checkpoints.list(id_).data), "a checkpoint")  # type: ignore[misc]
+            jobs.pause(made.id)
+            wait_for(lambda id_=made.id: jobs.retrieve(id_).status != "running", "the pause")  # type: ignore[misc]
+            if str(jobs.retrieve(made.id).status) == "paused":
+                jobs.resume(made.id)
+        ended.append(wait_for_end(client, made.id))
+    assert [job.status for job in ended] == ["succeeded", "succeeded"], [job.error for job in ended]
+    alone, together = (jobs.checkpoints.list(job.id).data[0].metrics.train_loss for job in ended)
+    assert together == pytest.approx(alone, rel=1e-4)

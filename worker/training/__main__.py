@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def die_with_parent() -> None:
@@ -36,9 +37,13 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if "--wait" in sys.argv:
+    spread = "LOCAL_RANK" in os.environ  # torchrun is the parent
+    if "--wait" in sys.argv or spread:
         die_with_parent()
     status = main()
+    if spread and "--job" in sys.argv and os.environ["RANK"] == "0":
+        # torchrun's own exit code would only say that it was not 0.
+        Path(sys.argv[sys.argv.index("--job") + 1] + ".status").write_text(str(status))
     sys.stderr.flush()
     # Threads of torch may hang at shutdown, and everything that matters is on disk.
     os._exit(status)

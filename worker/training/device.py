@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from app.recipe import Recipe
+from worker.training.failure import Failure
 
 Precision = Literal["fp32", "bf16", "fp16"]
 # Tokens of a micro-step the device likes: beyond it speed no longer rises (CPU: measured on two cores).
@@ -106,8 +107,12 @@ def choose(recipe: Recipe) -> Device:
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = torch.device("cuda", dist.get_node_local_rank(0)) if cuda else torch.device("cpu")
+    local = dist.get_node_local_rank(0) if world > 1 else 0
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
+        if local >= torch.cuda.device_count():
+            message = f"{world} devices asked for, {torch.cuda.device_count()} are here; ask for fewer."
+            raise Failure("devices_unavailable", message, param="num_devices")
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = recipe.tf32
         torch.backends.cudnn.allow_tf32 = recipe.tf32

@@ -76,6 +76,7 @@ def from_arguments(arguments: Sequence[str]) -> Job | None:
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="a JSON file of hyperparameters, as in a job")
     parser.add_argument("--wait", action="store_true", help="import everything, then read the job from stdin")
+    parser.add_argument("--job", type=Path, help="a file with the line of JSON that --wait would read")
     parser.add_argument("--data", type=Path, help="training file")
     parser.add_argument("--format", choices=["jsonl", "text"], help="default: by the file's name")
     parser.add_argument("--validation", type=Path, help="validation file")
@@ -90,6 +91,8 @@ def from_arguments(arguments: Sequence[str]) -> Job | None:
     asked = parser.parse_args(arguments)
     if asked.wait:
         return None
+    if asked.job is not None:
+        return Job.from_json(asked.job.read_text(encoding="utf-8"))
     if missing := [name for name in ("recipe", "data", "model", "out") if getattr(asked, name) is None]:
         parser.error(f"missing: {', '.join(missing)}")
     try:
