@@ -74,7 +74,7 @@ class _Reader:
         self._part = _Part(
             (name or b"").decode("utf-8", "replace"),
             # The SDK sends raw UTF-8 with %22 for a quotation mark.
-            None if filename is None else unquote(filename.decode("utf-8", "replace")),
+            None if filename is None else unquote(filename.decode("utf-8", "replace")).replace("\0", ""),
         )
 
     def _end(self) -> None:

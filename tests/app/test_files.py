@@ -26,6 +26,17 @@ def test_raw_bytes_and_awkward_names_are_taken(client: OpenAI) -> None:
     assert named.filename == 'a "quoted" näme.jsonl'
 
 
+def test_a_name_that_cannot_be_kept_is_mended(http: httpx2.Client) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="../a%00b.jsonl"\r\n\r\n'
+        b'{"text": "x"}\r\n--b--\r\n'
+    )
+    answer = http.post("/v1/files", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 200
+    assert answer.json()["filename"] == "../ab.jsonl"  # a label; no path is ever made of it
+
+
 def test_a_malformed_row_is_named_by_its_line(client: OpenAI) -> None:
     made = client.files.create(file=b'{"text": "ok"}\n{"text": 3}\nnot json\n', purpose="fine-tune")
     assert made.status == "error"

@@ -103,11 +103,12 @@ def test_openais_hyperparameters_are_taken_in_either_place(make: Make) -> None:
         ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method"),
         ({"method": {"type": "supervise"}}, "method.type", "invalid_value"),
         ({"metadata": {"k": "v" * 513}}, "metadata", None),
+        ({"metadata": {"k": "a\0b"}}, None, "invalid_value"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations", None),
     ],
 )
 def test_a_bad_request_is_refused_by_field(
-    client: OpenAI, file_id: str, change: dict[str, Any], param: str, code: str | None
+    client: OpenAI, file_id: str, change: dict[str, Any], param: str | None, code: str | None
 ) -> None:
     before = len(client.fine_tuning.jobs.list(limit=1000).data)
     with pytest.raises(openai.BadRequestError) as refused:
@@ -235,7 +236,11 @@ def test_every_failure_has_openais_shape_and_a_request_id(http: httpx2.Client) -
         (http.post("/v1/fine_tuning/jobs", content=b"{"), 400),
         (http.post("/v1/fine_tuning/jobs", json=[]), 400),
         (http.post("/v1/fine_tuning/jobs", json={}), 400),
+        (http.post("/v1/fine_tuning/jobs", content=rb'{"model": "\ud800", "training_file": "x"}'), 400),
         (http.get("/v1/fine_tuning/jobs?limit=0"), 400),
+        (http.get("/v1/fine_tuning/jobs/%00"), 400),
+        (http.get("/v1/files?after=%00"), 400),
+        (http.get("/v1/models/%00"), 400),
     ):
         assert answer.status_code == status, answer.text
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
