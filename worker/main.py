@@ -33,7 +33,7 @@ runtime = tasks.Runtime(
 @celery.task(name=TRAIN)  # type: ignore[untyped-decorator]  # Celery ships no types
 def train(job_id: str) -> None:
     """One message, one try to claim; the row says whether there is anything to do."""
-    structlog.contextvars.bind_contextvars(job_id=job_id)
+    structlog.contextvars.bind_contextvars(message=job_id)
     try:
         tasks.train(runtime, job_id)
     except Exception:

@@ -91,6 +91,19 @@ def claim(session: Session, job_id: str, worker: str, lease: timedelta) -> Claim
     return Claim(job_id, row.epoch, row.attempt, worker)
 
 
+def claim_next(session: Session, worker: str, lease: timedelta) -> Claim | None:
+    """The first job that is due, whichever it is."""
+    first = (
+        select(Job.id)
+        .where(Job.status == "queued", Job.not_before <= now)
+        .order_by(Job.priority.desc(), Job.seq)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # two workers never wait for, nor miss, the same one
+    )
+    job_id = session.scalar(first)
+    return None if job_id is None else claim(session, job_id, worker, lease)
+
+
 def _held(held: Claim) -> ColumnElement[bool]:
     return and_(Job.id == held.job_id, Job.status == "running", Job.epoch == held.epoch)
 

@@ -257,3 +257,15 @@ def test_an_answer_lost_after_the_commit_does_not_cost_the_model(
     assert lost == 1
     assert job.status == "succeeded"
     assert (bench.runtime.store.path(model.key) / "manifest.json").is_file()
+
+
+def test_a_message_for_a_job_that_is_not_to_be_had_starts_the_first_that_is(bench: Bench) -> None:
+    ended, low, first = bench.make_job(steps=1), bench.make_job(steps=1), bench.make_job(steps=1)
+    wish(bench, wishes.cancel, ended)
+    with bench.runtime.database.transaction() as session:
+        session.get_one(Job, first).priority = 1
+    for wanted in (first, low):
+        assert bench.job(wanted).status == "queued"
+        bench.train(ended)
+        assert bench.job(wanted).status == "succeeded"
+    bench.train(ended)
