@@ -14,6 +14,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("commits_stand_in_database", "app/database.py"): "transaction(), and the lock around migrations",
     ("environment_is_read_in_settings", "app/embedded/process.py"): "what a child process inherits",
     ("environment_is_read_in_settings", "worker/launch.py"): "the few variables a trainer may inherit",
+    (
+        "environment_is_read_in_settings",
+        "worker/training/__main__.py",
+    ): "what torchrun tells its children, and what OpenMP is told before torch loads it",
 }
 
 
