@@ -1,11 +1,13 @@
 """A trained network as a Hugging Face folder: in a checkpoint, and as the job's result."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from worker.training import lora, manifest
@@ -14,6 +16,9 @@ from worker.training.failure import Failure
 from worker.training.job import Job
 from worker.training.model import Model, load
 from worker.training.optim import Optimization
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

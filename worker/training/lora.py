@@ -1,11 +1,12 @@
 """LoRA through PEFT: adapters put into the network in place, and the weights with them merged in."""
 
+from __future__ import annotations
+
 from copy import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,6 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from app.recipe import Recipe
 from worker.training.failure import Failure
+
+# PEFT is imported where it is used: a machine that trains all weights needs only torch and transformers.
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,6 +30,8 @@ def alpha(recipe: Recipe) -> float:
 
 def adapt(network: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """Freezes the network and puts trainable adapters into it. Raises Failure when no layer is so named."""
+    from peft import LoraConfig, get_peft_model
+
     rank = recipe.lora_rank or 0
     targets = "all-linear" if recipe.lora_targets == "auto" else list(recipe.lora_targets)
     config = LoraConfig(
@@ -37,7 +44,7 @@ def adapt(network: PreTrainedModel, recipe: Recipe) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     try:
-        return cast(PeftModel, get_peft_model(network, config))
+        return cast("PeftModel", get_peft_model(network, config))
     except ValueError as error:
         raise Failure("invalid_value", f"lora_targets: {str(error)[:300]}", param="lora_targets") from None
 
@@ -59,6 +66,8 @@ def merged(network: PreTrainedModel) -> dict[str, Tensor]:
 
 def adapter_state(adapted: PeftModel) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names; without embeddings, for whose config it would ask the hub."""
+    from peft import get_peft_model_state_dict
+
     return cast(dict[str, Tensor], get_peft_model_state_dict(adapted, save_embedding_layers=False))
 
 
@@ -74,4 +83,6 @@ def write(adapted: PeftModel, tensors: dict[str, Tensor], folder: Path, base_nam
 
 def restore(adapted: PeftModel, checkpoint: Path) -> None:
     """Puts a checkpoint's adapter back."""
+    from peft import set_peft_model_state_dict
+
     set_peft_model_state_dict(adapted, load_file(checkpoint / FOLDER / WEIGHTS))

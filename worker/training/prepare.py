@@ -1,14 +1,14 @@
 """From a job to what its loop needs: data encoded, model loaded, every "auto" resolved, state restored."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from peft import PeftModel
+from typing import TYPE_CHECKING, Any
 
 from app.dataset import Chat, read
 from app.encoding import Encoder
@@ -23,6 +23,9 @@ from worker.training.job import Job
 from worker.training.model import Model
 from worker.training.optim import Optimization
 from worker.training.pulse import Pulse
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # What may differ between two attempts at the same job: it changes speed or reporting, not the mathematics.
 FREE = {
