@@ -68,6 +68,10 @@ def compare(asked: argparse.Namespace) -> None:
         "vs_trainer": ours / speeds["trainer"] if ours and "trainer" in speeds else None,
         "vs_best_peer": ours / max(others) if ours and others else None,
         "of_limit": ours / limit["tokens_per_second"] if ours else None,
+        # Model FLOPs utilisation: against the maker's figure, which no matrix product reaches.
+        "mfu": ours * limit["flops_per_token"] / limit["peak_flops"]
+        if ours and limit["peak_flops"]
+        else None,
     }
     print(f"arithmetic limit: {limit['tokens_per_second']:,.0f} tokens/s", flush=True)
     print(json.dumps({"contenders": found, "machine": limit, **ratios}))
