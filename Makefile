@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip $(PIP_OPTIONS) install --root-user-action ignore
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo up test check format lock clean
+.PHONY: help setup demo up test chaos check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ up: $(VENV)/runtime ## start everything and stay; Ctrl-C stops it
 
 test: $(VENV)/development ## the whole test suite
 	@$(BIN)/python -m pytest --quiet
+
+chaos: $(VENV)/development ## hurt the real service in every way and check its promises; 5 to 8 minutes
+	@$(BIN)/python -m tests.chaos
 
 check: $(VENV)/development ## linter, formatter, types, import contracts
 	@$(BIN)/ruff check --quiet
