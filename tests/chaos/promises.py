@@ -69,6 +69,14 @@ def next_claim(world: World, job_id: str, epoch: int, limit: float = 60.0) -> fl
     return world.wait(lambda: world.rows(query, job_id, epoch), "the next claim", limit)
 
 
+def around(world: World, job_id: str, epoch: int) -> tuple[int, int]:
+    """The last step up to an epoch, and the first after it, once there is one."""
+    later = "SELECT min(step) AS first FROM metrics WHERE job_id = %s AND epoch > %s"
+    world.wait(lambda: world.rows(later, job_id, epoch)[0]["first"], "a step of the next attempt")
+    former = "SELECT max(step) AS last FROM metrics WHERE job_id = %s AND epoch <= %s"
+    return world.rows(former, job_id, epoch)[0]["last"], world.rows(later, job_id, epoch)[0]["first"]
+
+
 def holder(world: World, job_id: str) -> str:
     """The program that trains a job, once it has a trainer."""
     world.wait(lambda: world.trainers(world.busy_worker(job_id) or "nobody"), "a trainer")
@@ -238,7 +246,7 @@ def deploys(world: World, faults: Faults) -> None:
     for _ in range(4):
         name = holder(world, job_id)
         time.sleep(1)
-        before = world.rows("SELECT step, epoch, attempt FROM jobs WHERE id = %s", job_id)[0]
+        epoch = world.epoch(job_id)
         began = time.monotonic()
         world.kill(name, signal.SIGTERM)
         faults.count += 1
@@ -247,14 +255,8 @@ def deploys(world: World, faults: Faults) -> None:
         faults.expect(code == 0, f"exit code {code} on SIGTERM")
         faults.expect(took < 2 + SLACK, f"left after {took:.1f} s")
         world.heal()
-        next_claim(world, job_id, before["epoch"])
-        until(world, job_id, lambda job, step=before["step"]: job["step"] > step, "its next step")  # type: ignore[misc]
-        first = world.rows(
-            "SELECT min(step) AS step FROM history WHERE kind = 'metric' AND job = %s AND epoch > %s",
-            job_id,
-            before["epoch"],
-        )[0]
-        faults.expect(first["step"] > before["step"], f"went back from {before['step']} to {first['step']}")
+        last, first = around(world, job_id, epoch)
+        faults.expect(first == last + 1, f"went from step {last} to {first}")
     kinds = world.rows(
         "SELECT DISTINCT reason FROM attempts WHERE job_id = %s AND ended_at IS NOT NULL", job_id
     )
