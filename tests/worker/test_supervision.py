@@ -205,7 +205,7 @@ def _step(bench: Bench, job_id: str) -> int:
 
 
 def test_offline_for_too_long_it_stops_and_gives_the_job_back_unharmed(new_bench: NewBench) -> None:
-    bench = new_bench(max_offline=1)
+    bench = new_bench(max_offline=4)
     database = bench.runtime.database
     real = database.transaction
     job_id = bench.make_job(**LONG)
@@ -216,19 +216,13 @@ def test_offline_for_too_long_it_stops_and_gives_the_job_back_unharmed(new_bench
         raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
 
     database.transaction = transaction  # type: ignore[method-assign,assignment]
-    wait_for(lambda: bool(_stopping(bench)), "the end of patience", 20)
+    # Patience ends after 4 s, and the attempt then tries for 4 s more to tell how it ended.
+    time.sleep(5.5)
     database.transaction = real  # type: ignore[method-assign]
     thread.join(10)
     job = bench.job(job_id)
     assert (job.status, job.attempt) == ("queued", 0)
     assert bench.rows(Attempt, job_id)[0].reason == "offline"
-
-
-def _stopping(bench: Bench) -> bool:
-    """The trainer has gone, or the attempt has."""
-    out = bench.runtime.store.path("jobs")
-    newest = sorted(out.glob("*/e1/checkpoints/step-*"))
-    return any(int(path.name[5:]) % 10 for path in newest) or not bench.runtime.held
 
 
 def test_an_answer_lost_after_the_commit_does_not_cost_the_model(
