@@ -23,13 +23,11 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     app.state.database = Database(settings)
     app.state.generator = Generator(settings.generator_url)
-    app.state.generator = Generator(settings.generator_url)
     try:
         async with dispatching(settings, app.state.database, app.state.store) as dispatcher:
             app.state.dispatcher = dispatcher
             yield
     finally:
-        await app.state.generator.close()
         await app.state.generator.close()
         await app.state.database.close()
 
