@@ -23,8 +23,8 @@ def die_with_parent() -> None:
 
 def main() -> int:
     """Runs one job; returns the exit status."""
-    # Threads of a kernel wait asleep, not spinning: beside other busy programs that made a step on two cores
-    # 1.3 to 2.4 times as fast. Read by the OpenMP library when torch loads it.
+    # Threads of a kernel wait asleep, not spinning other programs' time away.
+    # docs/performance.md has figures. Read by the OpenMP library when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Libraries print where they like. Only `say` may write to the real stdout.
     events_out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)

@@ -7,6 +7,7 @@ where each example begins. Memory does not grow with the file.
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from app.dataset import DatasetError, Example, Format, Text, read
 from app.encoding import Encoded, Encoder
 from app.recipe import Recipe
+from worker.training import manifest
 from worker.training.failure import Failure
 
 VERSION = 1  # of what is on disk; raise it when encoding or cutting changes
@@ -142,9 +144,9 @@ def _write(
     max_length: int,
     beat: Callable[[], None],
 ) -> None:
-    temporary = folder.with_name(f".encoding-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    # A name of its own: two jobs on one file may encode it at the same time.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".encoding-{folder.name}-", dir=folder.parent))
     names = ("tokens", "trained", "starts", "rows")
     files = {name: (temporary / f"{name}.bin").open("wb") for name in names}
     windows = Windows(max_length, recipe.excess_length)
@@ -157,12 +159,21 @@ def _write(
                 windows.add(example, tokens)
             for name, array in windows.take().items():
                 files[name].write(array.tobytes())
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     finally:
         for file in files.values():
             file.close()
     (temporary / "counts.json").write_text(json.dumps(windows.counts))
+    for path in temporary.iterdir():
+        manifest.sync(path)  # what a power cut emptied would be trained on without a word
+    if (folder / "counts.json").is_file():  # the other one was first, and may be reading it
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    manifest.sync(folder.parent)
 
 
 def _batches(examples: Iterator[Example]) -> Iterator[list[Example]]:
