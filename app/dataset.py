@@ -1,60 +1,30 @@
-"""Training files: what a row may be, checked while it streams in, read back as examples.
+"""Training files: checked while they stream in, read back as examples.
 
-Three shapes of JSONL row, one per file: {"text"}, {"prompt", "completion"} and {"messages"}; and plain text.
+JSONL, whose rows all have one of the shapes in `app.shapes`; and plain text.
 """
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
+
+from app import shapes
+from app.examples import Chat as Chat  # callers know them from here
+from app.examples import DatasetError as DatasetError
+from app.examples import Example as Example
+from app.examples import Pair as Pair
+from app.examples import Preference as Preference
+from app.examples import Problem as Problem
+from app.examples import Text as Text
+from app.shapes import Shape as Shape
 
 Format = Literal["jsonl", "text"]
 MAX_LINE_BYTES = 1_000_000
 MAX_PROBLEMS = 20  # told by line; the rest only counted
 SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
 PIECE_CHARACTERS = 1_000_000  # a longer document is read in pieces
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-
-
-@dataclass(frozen=True)
-class Text:
-    """A document, to be learned from its first word on; a long one comes in pieces, `first` to `last`."""
-
-    line: int
-    text: str
-    first: bool = True
-    last: bool = True
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prompt, and the completion to learn."""
-
-    line: int
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True)
-class Chat:
-    """Messages as the row has them; the assistant's are learned unless their weight is 0."""
-
-    line: int
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-
-
-Example = Text | Pair | Chat
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong, and in which line (counted from 1)."""
-
-    line: int
-    message: str
 
 
 @dataclass(frozen=True)
@@ -65,14 +35,7 @@ class Report:
     bytes: int
     problems: list[Problem] = field(default_factory=list)
     problem_count: int = 0
-
-
-class DatasetError(ValueError):
-    """A file that cannot be trained on; `line` counts from 1."""
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
-        self.line, self.message = line, message
+    shape: Shape | None = None
 
 
 def format_of(filename: str) -> Format:
@@ -89,7 +52,8 @@ class Checker:
         self._bytes = self._count = self._wrong = 0
         self._line, self._blank = 1, True
         self._problems: list[Problem] = []
-        self._shape: type[Example] | None = None
+        self._shape: Shape | None = "text" if format == "text" else None
+        self._first = 0  # the line of the row that gave the shape
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes of the file, cut anywhere."""
@@ -107,22 +71,29 @@ class Checker:
         else:
             self._rows.finish()
         if not self._count and not self._wrong:
-            self._problem(1, "the file holds no example")
-        return Report(self._count, self._bytes, self._problems, self._wrong)
+            self._problem(Problem(1, "the file holds no example"))
+        return Report(self._count, self._bytes, self._problems, self._wrong, self._shape)
 
     def _row(self, number: int, line: bytes | None) -> None:
         try:
-            example = parse(number, line)
+            row = parse(number, line)
         except DatasetError as error:
-            self._problem(number, error.message)
+            for problem in error.problems:
+                self._problem(problem)
             return
-        if example is None:
+        if row is None:
             return
         self._count += 1
-        self._shape = self._shape or type(example)
-        if type(example) is not self._shape:
+        if self._shape is None:
+            self._shape, self._first = row[0], number
+        if row[0] != self._shape:
             self._problem(
-                number, "this row has another shape than the first one; a file has rows of one shape"
+                Problem(
+                    number,
+                    f"this row's shape is {row[0]}, that of line {self._first} is {self._shape};"
+                    " a file has rows of one shape",
+                    shapes.MARKS[row[0]][0],
+                )
             )
 
     def _text(self, chunk: bytes, final: bool = False) -> None:
@@ -131,15 +102,15 @@ class Checker:
         try:
             text = self._decoder.decode(chunk, final)
         except UnicodeDecodeError:
-            self._problem(self._line + chunk.count(b"\n"), "not UTF-8")
+            self._problem(Problem(self._line + chunk.count(b"\n"), "not UTF-8"))
             return
         self._line += text.count("\n")
         self._blank = self._blank and not text.replace(SEPARATOR, "").strip()
 
-    def _problem(self, line: int, message: str) -> None:
+    def _problem(self, problem: Problem) -> None:
         self._wrong += 1
         if len(self._problems) < MAX_PROBLEMS:
-            self._problems.append(Problem(line, message))
+            self._problems.append(problem)
 
 
 class _Lines:
@@ -173,7 +144,7 @@ class _Lines:
         self._skipping = False
 
 
-def parse(number: int, line: bytes | None) -> Example | None:
+def parse(number: int, line: bytes | None) -> tuple[Shape, Example] | None:
     """One row of a JSONL file; None for a blank one. Raises DatasetError. `line` None: it was too long."""
     if line is None or len(line) > MAX_LINE_BYTES:
         raise DatasetError(number, f"longer than {MAX_LINE_BYTES:,} bytes")
@@ -190,62 +161,9 @@ def parse(number: int, line: bytes | None) -> Example | None:
         raise DatasetError(number, "half of a surrogate pair, which is no character") from None
     except RecursionError:
         raise DatasetError(number, "nested too deeply") from None
-    if not text:
-        return None
-    return _example(number, row)
-
-
-def _example(number: int, row: object) -> Example:
-    if not isinstance(row, Mapping):
-        raise DatasetError(number, "a row must be a JSON object")
-    shapes = [key for key in ("text", "prompt", "messages") if key in row]
-    if len(shapes) != 1:
-        had = "none of them" if not shapes else " and ".join(shapes)
-        raise DatasetError(
-            number, f'a row has "text", or "prompt" and "completion", or "messages"; here: {had}'
-        )
-    if "messages" in row:
-        return Chat(number, _messages(number, row["messages"]), _tools(number, row.get("tools")))
-    if "prompt" in row:
-        return Pair(number, _string(number, row, "prompt"), _string(number, row, "completion"))
-    return Text(number, _string(number, row, "text"))
-
-
-def _string(number: int, row: Mapping[str, object], key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise DatasetError(number, f'"{key}" must be a string')
-    return value
-
-
-def _messages(number: int, messages: object) -> list[dict[str, Any]]:
-    if not isinstance(messages, list) or not messages:
-        raise DatasetError(number, '"messages" must be a list with at least one message')
-    for message in messages:
-        _check_message(number, message)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DatasetError(number, "no message of the assistant: there is nothing to learn")
-    return messages
-
-
-def _check_message(number: int, message: object) -> None:
-    role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(message, dict) or not isinstance(role, str) or role not in ROLES:
-        raise DatasetError(number, f"a message needs a role: one of {', '.join(sorted(ROLES))}")
-    content, calls = message.get("content"), message.get("tool_calls")
-    parts = isinstance(content, list) and all(
-        isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
-    )
-    if not (isinstance(content, str) or parts or (content is None and calls)):
-        raise DatasetError(number, '"content" must be a string or a list of text parts')
-    if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
-        raise DatasetError(number, '"weight" is 0 or 1, and only an assistant\'s message has one')
-
-
-def _tools(number: int, tools: object) -> list[dict[str, Any]] | None:
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
-        raise DatasetError(number, '"tools" must be a list of objects')
-    return tools
+    except ValueError:
+        raise DatasetError(number, "a number of too many digits") from None
+    return shapes.example(number, row) if text else None
 
 
 def read(path: Path, format: Format) -> Iterator[Example]:  # noqa: A002  the word of the wire
@@ -255,8 +173,8 @@ def read(path: Path, format: Format) -> Iterator[Example]:  # noqa: A002  the wo
             yield from _documents(file)
             return
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 2), b""), 1):
-            if example := parse(number, line.rstrip(b"\r\n")):
-                yield example
+            if row := parse(number, line.rstrip(b"\r\n")):
+                yield row[1]
 
 
 def _documents(file: BinaryIO) -> Iterator[Text]:

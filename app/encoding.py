@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from app.dataset import Chat, Example, Pair, Text
+from app.dataset import Chat, Example, Pair, Preference, Text
 
 MAX_TEMPLATE_CHARACTERS = 100_000
 # For models without a template. A turn of the assistant ends with the end token, as generation does.
@@ -123,6 +123,8 @@ class Encoder:
             learn = bool(example.completion.strip())
             prompt = Segment(example.prompt, train_on_inputs and learn, special=True)
             return [prompt, Segment(example.completion, learn)]
+        if isinstance(example, Preference):
+            raise EncodingError("a preference pair is for the method dpo alone", example.line)
         return self._turns(example, train_on_inputs)
 
     def _turns(self, chat: Chat, train_on_inputs: bool) -> list[Segment]:

@@ -78,8 +78,11 @@ class File(Base):
     filename: Mapped[str]
     purpose: Mapped[str]
     format: Mapped[str]
+    shape: Mapped[str | None]  # null: no row told it, or an older release took the file
+    columns: Mapped[JsonObject | None]  # which of its columns are ours, where that was said
     status: Mapped[str]
     status_details: Mapped[str | None]
+    problems: Mapped[list[Any] | None] = mapped_column(JSONB)
     rows: Mapped[int]
     created_at: Mapped[datetime] = _created()
     expires_at: Mapped[datetime | None]
@@ -112,6 +115,7 @@ class Job(Base):
     hyperparameters: Mapped[JsonObject]
     recipe: Mapped[JsonObject]
     integrations: Mapped[list[Any] | None] = mapped_column(JSONB)
+    refuse_on: Mapped[list[Any] | None] = mapped_column(JSONB)
 
     # What was found out on the way
     resolved: Mapped[JsonObject | None]

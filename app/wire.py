@@ -41,6 +41,9 @@ def file(row: File) -> JsonObject:
         "status_details": row.status_details,
         "sha256": row.sha256,
         "rows": row.rows,
+        "format": row.format,
+        "shape": row.shape,
+        "problems": row.problems or [],
     }
     if row.expires_at is not None:
         body["expires_at"] = seconds(row.expires_at)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import re
 import secrets
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -119,8 +120,10 @@ async def create_file(
             filename=form.filename or "upload",
             purpose=purpose,
             format=incoming.format,
+            shape=report.shape,
             status="error" if bad else "processed",
             status_details=bad,
+            problems=[asdict(problem) for problem in report.problems] if bad else None,
             rows=report.rows,
             expires_at=None if expires is None else now + expires,
         )

@@ -6,7 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import dataset
-from app.dataset import Chat, Checker, DatasetError, Format, Pair, Report, Text, format_of, read
+from app.dataset import (
+    Chat,
+    Checker,
+    DatasetError,
+    Format,
+    Pair,
+    Preference,
+    Problem,
+    Report,
+    Text,
+    format_of,
+    read,
+)
 
 CHAT: list[dict[str, object]] = [
     {"role": "user", "content": "Hi"},
@@ -72,10 +84,76 @@ def test_the_three_shapes_are_read_with_their_lines(tmp_path: Path) -> None:
         ('{"text": "\\ud800"}', "surrogate"),
         ("[" * 100_000, "nested too deeply"),
         (b'{"text": "' + b"a" * dataset.MAX_LINE_BYTES, "longer than 1,000,000 bytes"),
+        ('{"text": ' + "1" * 5000 + "}", "too many digits"),
+        ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weight 0: there is nothing"),
+        ('{"instruction": "a", "output": "b", "text": "c"}', "here: text and instruction and output"),
+        ('{"instruction": "a", "output": "b", "history": [["a", "b"]]}', '"history" is not read'),
+        ('{"conversations": []}', "at least one turn"),
+        ('{"conversations": [{"from": "human", "value": "a"}]}', "nothing to learn"),
+        ('{"preferred_output": []}', '"input" must be an object'),
     ],
 )
 def test_a_bad_row_is_told_with_its_line_and_reason(line: str | bytes, reason: str) -> None:
     assert reason in problem(line)
+
+
+ASKED: list[dict[str, object]] = [{"role": "user", "content": "Hi"}]
+BETTER: list[dict[str, object]] = [{"role": "assistant", "content": "Hello"}]
+WORSE: list[dict[str, object]] = [{"role": "assistant", "content": "What?"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        (
+            {"input": {"messages": ASKED}, "preferred_output": BETTER, "non_preferred_output": WORSE},
+            Preference(1, ASKED, BETTER, WORSE),
+        ),
+        (  # as an older specification called them
+            {
+                "input": {"messages": ASKED, "tools": [{"type": "function"}]},
+                "preferred_completion": BETTER,
+                "non_preferred_completion": WORSE,
+            },
+            Preference(1, ASKED, BETTER, WORSE, [{"type": "function"}]),
+        ),
+        (
+            {"instruction": "Add", "input": "1 2", "output": "3"},
+            Chat(1, [{"role": "user", "content": "Add\n\n1 2"}, {"role": "assistant", "content": "3"}]),
+        ),
+        (
+            {"instruction": "Hi", "input": "", "output": "Hello", "system": "Be kind"},
+            Chat(1, [{"role": "system", "content": "Be kind"}, *ASKED, *BETTER]),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+            Chat(1, [*ASKED, *BETTER]),
+        ),
+    ],
+)
+def test_what_people_bring_is_read(tmp_path: Path, row: object, example: dataset.Example) -> None:
+    file = tmp_path / "rows"
+    file.write_bytes(lines(row))
+    assert list(read(file, "jsonl")) == [example]
+    assert check(lines(row)).problems == []
+
+
+def test_everything_wrong_with_a_row_is_told_at_once_and_by_key() -> None:
+    row = {
+        "input": {"messages": [{"role": "user"}, {"role": "robot", "content": "a"}]},
+        "preferred_output": BETTER,
+        "non_preferred_output": BETTER,
+    }
+    assert check(lines({**row, "input": {"messages": ASKED}}, row)).problems == [
+        Problem(1, "both answers are the same: there is nothing to prefer", "non_preferred_output"),
+        Problem(2, '"content" must be a string or a list of text parts', "input.messages[0].content"),
+        Problem(
+            2,
+            "a message needs a role: one of assistant, developer, function, system, tool, user",
+            "input.messages[1].role",
+        ),
+        Problem(2, "both answers are the same: there is nothing to prefer", "non_preferred_output"),
+    ]
 
 
 def test_a_checker_counts_rows_and_names_the_lines_of_problems() -> None:
@@ -83,7 +161,12 @@ def test_a_checker_counts_rows_and_names_the_lines_of_problems() -> None:
     report = check(content + b"{")
     assert (report.rows, report.bytes, report.problem_count) == (3, len(content) + 1, 3)
     assert [p.line for p in report.problems] == [2, 3, 5]
-    assert "another shape" in report.problems[1].message
+    assert report.shape == "text"
+    assert report.problems[1] == Problem(
+        3,
+        "this row's shape is prompt_completion, that of line 1 is text; a file has rows of one shape",
+        "prompt",
+    )
 
 
 def test_a_line_over_the_limit_costs_no_memory_and_the_next_one_is_read() -> None:
@@ -103,7 +186,7 @@ def test_a_file_without_an_example_is_a_problem(form: Format) -> None:
 
 
 def test_a_text_file_must_be_utf8_and_the_line_is_told() -> None:
-    assert check("Grüße\nan alle".encode(), "text", size=1) == Report(1, 15)
+    assert check("Grüße\nan alle".encode(), "text", size=1) == Report(1, 15, shape="text")
     report = check(b"gut\ngut\n" + b"schl\xffecht\n", "text", size=3)
     assert [(p.line, p.message) for p in report.problems] == [(3, "not UTF-8")]
 

@@ -43,6 +43,11 @@ def test_a_malformed_row_is_named_by_its_line(client: OpenAI) -> None:
     assert made.status_details is not None
     assert "line 2" in made.status_details
     assert "line 3" in made.status_details
+    assert made.model_dump()["problems"] == [
+        {"line": 2, "message": '"text" must be a string', "key": "text"},
+        {"line": 3, "message": "not JSON: Expecting value at character 1", "key": None},
+    ]
+    assert made.model_dump()["shape"] == "text"
 
 
 def test_a_plain_text_file_is_taken_as_text(client: OpenAI) -> None:
