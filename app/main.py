@@ -10,10 +10,11 @@ from app.answers import RequestIds, install_handlers
 from app.auth import caller
 from app.database import Database
 from app.dispatch import dispatching
+from app.feed import feeding
 from app.generator import Generator
 from app.journal import configure_logs
 from app.limits import BodyLimit
-from app.routes import completions, files, health, jobs, models
+from app.routes import completions, files, health, jobs, models, progress
 from app.settings import Settings
 from app.storage import Store
 
@@ -24,8 +25,11 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     app.state.database = Database(settings)
     app.state.generator = Generator(settings.generator_url)
     try:
-        async with dispatching(settings, app.state.database, app.state.store) as dispatcher:
-            app.state.dispatcher = dispatcher
+        async with (
+            dispatching(settings, app.state.database, app.state.store) as dispatcher,
+            feeding(app.state.database) as feed,
+        ):
+            app.state.dispatcher, app.state.feed = dispatcher, feed
             yield
     finally:
         await app.state.generator.close()
@@ -49,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = Store(settings.storage_folder)
     # Every route below /v1 needs a key: one place says so.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
-    for part in (files, jobs, models, completions):
+    for part in (files, jobs, progress, models, completions):
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -3,10 +3,11 @@
 import secrets
 from typing import Any, Literal
 
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import literal, select
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
-from app.tables import Event
+from app.tables import Event, Job
 
 Level = Literal["info", "warn", "error"]
 
@@ -21,15 +22,21 @@ def note(
     *,
     kind: Literal["message", "metrics"] = "message",
 ) -> None:
-    """A line of the job's history; a `metrics` line carries numbers in `data`."""
-    session.execute(
-        insert(Event).values(
-            id=f"ftevent-{secrets.token_hex(12)}",
-            job_id=job_id,
-            level=level,
-            type=kind,
-            code=code,
-            message=message,
-            data=data,
-        )
-    )
+    """A line of the job's history; a `metrics` line carries numbers in `data`.
+
+    It takes the lock on the job's row before `seq` is drawn, and most callers hold it already: so the events
+    of one job become visible in the order of their numbers, and a reader who asks for what comes after the
+    last one it saw (app.feed) misses none.
+    """
+    held = select(Job.id).where(Job.id == job_id).with_for_update(key_share=True).subquery()
+    facts: list[Any] = [
+        literal(f"ftevent-{secrets.token_hex(12)}"),
+        held.c.id,
+        literal(level),
+        literal(kind),
+        literal(code),
+        literal(message),
+        literal(data, JSONB(none_as_null=True)),
+    ]
+    columns = ["id", "job_id", "level", "type", "code", "message", "data"]
+    session.execute(insert(Event).from_select(columns, select(*facts)))

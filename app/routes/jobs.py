@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints, metrics."""
+"""Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints."""
 
 import secrets
 from collections.abc import Callable
@@ -13,10 +13,11 @@ from app import catalogue, job_request, paging, wire
 from app.auth import Caller, KnownCaller
 from app.database import run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
-from app.errors import InvalidRequest, NotFound
+from app.errors import InvalidRequest
 from app.lifecycle import wishes
+from app.owned import find_job
 from app.settings import Settings
-from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
+from app.tables import Checkpoint, Event, File, Job, JsonObject, Model
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 # The official SDK counts its tries of one request.
@@ -114,14 +115,6 @@ async def create_job(
     }
     row = await run(session, wishes.create, values)
     return wire.job(row, settings.organization)
-
-
-async def find_job(session: AsyncSession, job_id: str, caller: Caller) -> Job:
-    """Raises NotFound, also for somebody else's job."""
-    row = await session.scalar(select(Job).where(Job.id == job_id, Job.owner == caller.owner))
-    if row is None:
-        raise NotFound(f"No such fine-tuning job: {job_id}", param="job_id", code="job_not_found")
-    return row
 
 
 def _filtered(query: Select[Job], request: Request) -> Select[Job]:
@@ -237,30 +230,3 @@ async def list_checkpoints(
     query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
     rows, more = await paging.cut(session, query, Checkpoint, after=after, limit=limit)
     return wire.page([wire.checkpoint(row) for row in rows], more)
-
-
-@router.get("/{job_id}/metrics")
-async def list_metrics(
-    job_id: str,
-    session: OpenSession,
-    caller: KnownCaller,
-    after: Annotated[int, Query(ge=-1, description="Only steps beyond this one")] = -1,
-    limit: Annotated[
-        int | None, Query(ge=1, le=1_000_000, description="At most so many; default all")
-    ] = None,
-    every: Annotated[int, Query(ge=1, description="Only each n-th step, and those that evaluated")] = 1,
-) -> JsonObject:
-    """What each step measured, oldest first, every step unless asked otherwise."""
-    await find_job(session, job_id, caller)
-    query = select(Metric).where(Metric.job_id == job_id, Metric.step > after).order_by(Metric.step)
-    if every > 1:
-        query = query.where((Metric.step % every == 0) | Metric.valid_loss.is_not(None))
-    if limit is not None:
-        query = query.limit(limit + 1)
-    rows = (await session.scalars(query)).all()
-    more = limit is not None and len(rows) > limit
-    return {
-        "object": "list",
-        "data": [wire.metric(row) for row in (rows[:limit] if more else rows)],
-        "has_more": more,
-    }

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,29 @@ class Api:
     def client(self, key: str | None = None) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0)
 
-    def http(self, key: str | None = None) -> httpx2.Client:
+    def http(self, key: str | None = None, url: str | None = None) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key or self.key}"}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx2.Client(base_url=url or self.url, headers=headers, timeout=30)
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """One API process, as far as the others can tell; its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            create_app(settings), log_config=None, lifespan="on", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                thread.join(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +69,8 @@ def api(module_database_url: str, redis_url: str, tmp_path_factory: pytest.TempP
     with database.transaction() as session:
         store_key(session, stranger, owner="stranger", name="stranger")
     database.close()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                thread.join(0.01)
-            yield Api(f"http://127.0.0.1:{listener.getsockname()[1]}", key, stranger, settings)
-        finally:
-            server.should_exit = True
-            thread.join(20)
+    with serving(settings) as url:
+        yield Api(url, key, stranger, settings)
 
 
 @pytest.fixture
