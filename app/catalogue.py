@@ -158,6 +158,39 @@ def find_for_job(session: Session, name: str, owner: str, settings: Settings) ->
     return source
 
 
+def find_checkpoint(session: Session, checkpoint: str, model: str, owner: str) -> Source:
+    """What `from_checkpoint` names, `<job>:<step>`, where `model` is what that job began with.
+
+    Raises InvalidRequest.
+    """
+    job_id, _, step = checkpoint.partition(":")
+    saved = session.execute(
+        select(Checkpoint.name, Checkpoint.key, Checkpoint.created_at, Job.model)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(
+            Job.id == job_id,
+            Job.owner == owner,
+            Checkpoint.step == int(step),
+            Checkpoint.deleted_at.is_(None),
+        )
+    ).one_or_none()
+    if saved is None:
+        raise InvalidRequest(
+            f"There is no checkpoint {checkpoint!r}; GET /v1/fine_tuning/jobs/{{id}}/checkpoints lists those"
+            " that are kept.",
+            param="from_checkpoint",
+            code="checkpoint_not_found",
+        )
+    base = root_name(saved.model)
+    if model not in (saved.model, base, saved.name):
+        raise InvalidRequest(
+            f"The checkpoint {checkpoint!r} is of {saved.model!r}, not of {model!r}; give that as `model`.",
+            param="model",
+            code="contradictory_value",
+        )
+    return Source(saved.name, f"store:{saved.key}", base, owner, saved.created_at)
+
+
 def root_name(model: str) -> str:
     """The base model's name that an `ft:` name carries, or the name itself without its hub owner."""
     return model.split(":")[1] if model.startswith("ft:") else model.rsplit("/", 1)[-1]

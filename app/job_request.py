@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,22 @@ class Method(Body):
     reinforcement: Values = Field({})
 
 
+class WandbOptions(Body):
+    """What a run at Weights & Biases would be called."""
+
+    project: str = Field(min_length=1, max_length=128)
+    name: str | None = Field(None, max_length=128)
+    entity: str | None = Field(None, max_length=128)
+    tags: list[Annotated[str, Field(max_length=64)]] = Field([], max_length=50)
+
+
+class Integration(Body):
+    """Another service to report to."""
+
+    type: Literal["wandb"]
+    wandb: WandbOptions
+
+
 class JobRequest(Body):
     """A request to train."""
 
@@ -40,9 +56,20 @@ class JobRequest(Body):
     )
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Reported; 42 when absent")
     metadata: dict[str, str] | None = Field(None, max_length=16)
-    integrations: list[Values] | None = Field(None, max_length=5)
+    integrations: list[Integration] | None = Field(
+        None, max_length=5, description="None is offered yet: a list with any is refused"
+    )
     method: Method | None = None
     hyperparameters: Values = Field({}, description="As `method.<type>.hyperparameters`; either will do")
+    from_checkpoint: str | None = Field(
+        None,
+        pattern=r"^ftjob-[0-9a-f]{1,64}:[0-9]{1,18}$",
+        description="`<job>:<step>`: begin with the weights of that checkpoint of yours; `model` is then its"
+        " job's model or its base, and the new job's `model` is the checkpoint's name",
+    )
+    dry_run: bool = Field(
+        False, description="Make no job; answer with what it would do, cost and be warned of"
+    )
 
 
 def merge(request: JobRequest) -> tuple[Method, Values]:
@@ -85,8 +112,15 @@ def recipe(method: Method, given: Values) -> Recipe:
         raise InvalidRequest(error.message, param=where, code=error.code) from error
 
 
-def check_metadata(metadata: dict[str, str] | None) -> None:
-    for key, value in (metadata or {}).items():
+def refuse_what_is_not_offered(request: JobRequest) -> None:
+    """Raises InvalidRequest, also for metadata that is too long."""
+    if request.integrations:
+        raise InvalidRequest(
+            "No integration is offered yet; leave it out and read `/metrics` or the event stream.",
+            param="integrations",
+            code="unsupported_integration",
+        )
+    for key, value in (request.metadata or {}).items():
         if len(key) > 64 or len(value) > 512:
             raise InvalidRequest(
                 "metadata takes keys of at most 64 and values of at most 512 characters.", param="metadata"
@@ -94,5 +128,5 @@ def check_metadata(metadata: dict[str, str] | None) -> None:
 
 
 def digest(request: JobRequest) -> str:
-    body = request.model_dump(mode="json", exclude_unset=True)
+    body = request.model_dump(mode="json", exclude_unset=True, exclude={"dry_run"})
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -125,6 +125,9 @@ class Job(Base):
     trained_tokens: Mapped[int | None]
     estimated_finish: Mapped[datetime | None]
     fine_tuned_model: Mapped[str | None]
+    result_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    parameters: Mapped[int | None]
+    epoch_tokens: Mapped[int | None]  # trained or not, in one pass over the training examples
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     error_param: Mapped[str | None]
@@ -184,6 +187,13 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     exit_code: Mapped[int | None]
     reason: Mapped[str | None]
+    # What it trained on, and how fast: tokens over all of its time, evaluations and saving included.
+    device: Mapped[str | None]
+    device_memory_bytes: Mapped[int | None]
+    tokens_per_second: Mapped[float | None]
+    __table_args__ = (
+        Index("ix_attempts_measured", "started_at", postgresql_where=text("tokens_per_second IS NOT NULL")),
+    )
 
 
 class Event(Base):

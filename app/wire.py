@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from app.catalogue import Source
+from app.forecast import Place
 from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -62,7 +63,8 @@ def _openai_hyperparameters(row: Job) -> JsonObject:
     }
 
 
-def job(row: Job, organization: str) -> JsonObject:
+def job(row: Job, organization: str, place: Place | None = None) -> JsonObject:
+    """`place`: where it stands in the queue, as far as it stands there."""
     asked = {k: v for k, v in row.hyperparameters.items() if k not in OPENAI_HYPERPARAMETERS}
     resolved = {k: (row.resolved or {}).get(k, v) for k, v in asked.items()}
     hyperparameters = {**_openai_hyperparameters(row), **resolved}
@@ -79,7 +81,7 @@ def job(row: Job, organization: str) -> JsonObject:
         "status": row.status,
         "training_file": row.training_file,
         "validation_file": row.validation_file,
-        "result_files": [],
+        "result_files": [row.result_file] if row.result_file else [],
         "seed": row.seed,
         "hyperparameters": hyperparameters,
         "method": {"type": kind, kind: {"hyperparameters": hyperparameters}},
@@ -87,12 +89,13 @@ def job(row: Job, organization: str) -> JsonObject:
         "fine_tuned_model": row.fine_tuned_model,
         "finished_at": seconds(row.finished_at),
         "trained_tokens": row.trained_tokens,
-        "estimated_finish": seconds(row.estimated_finish),
+        "estimated_finish": seconds(row.estimated_finish if place is None else place.ends_at),
         "integrations": row.integrations,
         "metadata": row.job_metadata,
         "suffix": row.suffix,
         # Ours
         "recipe": row.resolved or row.recipe,
+        "queue": place and {"position": place.position, "estimated_start": seconds(place.starts_at)},
         "started_at": seconds(row.started_at),
         "progress": {"phase": row.phase, "step": row.step, "total_steps": row.total_steps},
         "attempt": row.attempt,

@@ -10,6 +10,7 @@ from app.lifecycle import claims
 from app.lifecycle.claims import Claim
 from app.storage import Store
 from app.tables import JsonObject, Model
+from worker import results
 from worker.training import manifest
 from worker.training.events import Finished
 
@@ -38,11 +39,19 @@ def adopt(store: Store, held: Claim, finished: Finished) -> Published:
 
 
 def announce(
-    session: Session, held: Claim, name: str, base: str, owner: str, model: Published, trained_tokens: int
+    session: Session,
+    store: Store,
+    held: Claim,
+    name: str,
+    base: str,
+    owner: str,
+    model: Published,
+    trained_tokens: int,
 ) -> bool:
-    """The job succeeds and its model exists, in one transaction. False: the claim was lost."""
+    """The job succeeds, its model and result file exist, in one transaction. False: the claim was lost."""
     if not claims.succeed(session, held, name, trained_tokens):
         return False
+    results.attach(session, store, held, owner)
     session.execute(
         insert(Model).values(
             id=f"model-{held.job_id[6:]}",

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.database import WorkerDatabase
 from app.lifecycle.claims import Claim, Wishes
 from app.settings import Settings
-from worker.rows import Rows, is_outage
+from worker.rows import Heard, Rows, is_outage
 from worker.training import events
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class Recorder:
         self.lost = False
         self.offline_since: float | None = None
         self._rows = Rows(settings, held)
-        self._waiting: list[events.Event] = []
+        self._waiting: list[Heard] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -59,7 +59,7 @@ class Recorder:
     def add(self, event: events.Event) -> None:
         """Take an event; returns at once."""
         with self._lock:
-            self._waiting.append(event)
+            self._waiting.append(self._rows.hear(event))
 
     @property
     def crashes(self) -> int:
@@ -99,14 +99,14 @@ class Recorder:
             return
         self._written(batch, wishes)
 
-    def _batch(self) -> list[events.Event]:
+    def _batch(self) -> list[Heard]:
         with self._lock:
             return self._waiting[:BATCH]
 
-    def _write(self, session: Session, batch: list[events.Event]) -> Wishes | None:
+    def _write(self, session: Session, batch: list[Heard]) -> Wishes | None:
         return self._rows.write_singly(session, batch) if self._singly else self._rows.write(session, batch)
 
-    def _written(self, batch: list[events.Event], wishes: Wishes | None) -> None:
+    def _written(self, batch: list[Heard], wishes: Wishes | None) -> None:
         self.offline_since = None
         self._singly = False
         self._beat_at = time.monotonic()

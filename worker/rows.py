@@ -1,7 +1,9 @@
 """What an attempt reports, as rows: the heartbeat first, whose lock on the job fences what follows."""
 
 import secrets
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import func, select, update
@@ -14,7 +16,7 @@ from app.lifecycle import claims
 from app.lifecycle.claims import Claim, Wishes
 from app.lifecycle.history import note
 from app.settings import Settings
-from app.tables import Checkpoint, Job, JsonObject, Metric
+from app.tables import Attempt, Checkpoint, Job, JsonObject, Metric
 from worker import retention
 from worker.pace import Pace
 from worker.training import events
@@ -26,6 +28,13 @@ def is_outage(error: BaseException) -> bool:
     """Whether the database is away, or busy, and the same statement may pass later; else it refuses it."""
     away = (OSError, OperationalError, InterfaceError, InternalError, PoolTimeout)
     return isinstance(error, away) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+class Heard(NamedTuple):
+    """An event, and the columns of the job's row that it changes."""
+
+    event: events.Event
+    changes: JsonObject
 
 
 class Rows:
@@ -40,26 +49,32 @@ class Rows:
         self._pace = Pace()
         self._progress: JsonObject = {}
 
-    def write(self, session: Session, batch: Sequence[events.Event]) -> Wishes | None:
+    def hear(self, event: events.Event) -> Heard:
+        """To be called once an event, when it comes: how fast the run goes is measured here."""
+        return Heard(event, self._pace.hear(event, time.monotonic()))
+
+    def write(self, session: Session, batch: Sequence[Heard]) -> Wishes | None:
         """All of a batch. None: the claim is lost, and nothing was written."""
-        for event in batch:
-            self._progress.update(self._pace.progress(event))
+        for heard in batch:
+            self._progress.update(heard.changes)
         wishes = claims.beat(session, self.held, self.settings.lease, dict(self._progress))
         if wishes is None:
             return None
-        self._write_metrics(session, batch)
-        for event in batch:
+        said = [heard.event for heard in batch]
+        self._write_metrics(session, said)
+        for event in said:
             self._write_event(session, event)
         return wishes
 
-    def write_singly(self, session: Session, batch: Sequence[events.Event]) -> Wishes | None:
+    def write_singly(self, session: Session, batch: Sequence[Heard]) -> Wishes | None:
         """Event by event, leaving out what the database refuses: one bad value may not hold up the rest."""
         self._progress.clear()
         wishes = claims.beat(session, self.held, self.settings.lease, {})
-        for event in batch if wishes is not None else ():
+        for heard in batch if wishes is not None else ():
+            event = heard.event
             try:
                 with session.begin_nested():
-                    self.write(session, [event])
+                    self.write(session, [heard])
             except Exception as error:
                 if is_outage(error):
                     raise
@@ -98,6 +113,8 @@ class Rows:
         match event:
             case events.Prepared():
                 session.execute(update(Job).where(Job.id == job_id).values(resolved=event.recipe))
+                memory = event.device_memory_bytes
+                self._write_attempt(session, {"device": event.device, "device_memory_bytes": memory})
                 note(session, job_id, "info", "prepared", _describe(event), _facts(event))
             case events.Notice():
                 note(session, job_id, event.level, event.code, event.message, event.data)
@@ -109,12 +126,17 @@ class Rows:
                 note(session, job_id, "info", "sampled", f"Step {event.step}: {share}.", _facts(event))
             case events.Saved():
                 self._write_checkpoint(session, event)
+                self._write_attempt(session, {"tokens_per_second": self._pace.tokens_per_second})
             case events.Step() if self._pace.tells(event):
                 message = f"Step {event.step}: training loss {_number(event.loss)}"
                 data = {"step": event.step, "train_loss": event.loss, "learning_rate": event.learning_rate}
                 note(session, job_id, "info", "step", message, data, kind="metrics")
             case _:
                 pass
+
+    def _write_attempt(self, session: Session, values: JsonObject) -> None:
+        mine = update(Attempt).where(Attempt.job_id == self.held.job_id, Attempt.epoch == self.held.epoch)
+        session.execute(mine.values(values))
 
     def _write_checkpoint(self, session: Session, event: events.Saved) -> None:
         job_id, epoch = self.held.job_id, self.held.epoch

@@ -267,6 +267,7 @@ class _Attempt:
         self.recorder.conclude(
             lambda session: publish.announce(
                 session,
+                self.runtime.store,
                 self.held,
                 self.order.model_name,
                 self.order.base,

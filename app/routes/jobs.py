@@ -1,7 +1,7 @@
 """Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -9,10 +9,11 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import catalogue, job_request, paging, wire
+from app import catalogue, forecast, job_request, paging, wire
 from app.auth import Caller, KnownCaller
 from app.database import run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
+from app.dispatch import MISSED
 from app.errors import InvalidRequest
 from app.lifecycle import wishes
 from app.owned import find_job
@@ -50,6 +51,15 @@ async def _usable(session: AsyncSession, file_id: str, param: str, caller: Calle
     return row
 
 
+async def _source(
+    session: AsyncSession, body: job_request.JobRequest, caller: Caller, settings: Settings
+) -> catalogue.Source:
+    if body.from_checkpoint is not None:
+        given = body.from_checkpoint, body.model, caller.owner
+        return await run(session, catalogue.find_checkpoint, *given)
+    return await run(session, catalogue.find_for_job, body.model, caller.owner, settings)
+
+
 async def _hold_model(session: AsyncSession, source: catalogue.Source) -> None:
     """Lock a model that was trained here, so that nobody deletes it before the job is there."""
     key = source.source.removeprefix("store:")
@@ -60,6 +70,13 @@ async def _hold_model(session: AsyncSession, source: catalogue.Source) -> None:
         if await session.scalar(held.with_for_update(read=True)) is not None:
             return
     raise InvalidRequest(f"The model {source.name!r} is gone.", param="model", code="model_not_found")
+
+
+async def _bodies(session: AsyncSession, rows: Sequence[Job], settings: Settings) -> list[JsonObject]:
+    """Jobs as they are sent, the queued ones with their place in the queue."""
+    queued = [row.id for row in rows if row.status == "queued"]
+    places = await run(session, forecast.places, queued, MISSED * settings.heartbeat) if queued else {}
+    return [wire.job(row, settings.organization, places.get(row.id)) for row in rows]
 
 
 @router.post("")
@@ -83,14 +100,12 @@ async def create_job(
         session, wishes.created_before, caller.owner, idempotency_key, digest, repeated=repeated
     )
     if before is not None:
-        return wire.job(before, settings.organization)
+        return (await _bodies(session, [before], settings))[0]
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
-    job_request.check_metadata(body.metadata)
-    if body.integrations:
-        raise InvalidRequest("No integration is offered yet; leave it out.", param="integrations")
+    job_request.refuse_what_is_not_offered(body)
     store.refuse_low_space(settings.min_free_bytes)
-    source = await run(session, catalogue.find_for_job, body.model, caller.owner, settings)
+    source = await _source(session, body, caller, settings)
     await _hold_model(session, source)
     await _usable(session, body.training_file, "training_file", caller)
     if body.validation_file is not None:
@@ -100,7 +115,7 @@ async def create_job(
         "owner": caller.owner,
         "idempotency_key": idempotency_key,
         "request_sha256": digest,
-        "model": body.model,
+        "model": source.name,
         "source": source.source,
         "training_file": body.training_file,
         "validation_file": body.validation_file,
@@ -110,11 +125,10 @@ async def create_job(
         "method": {"type": method.type},
         "hyperparameters": given,
         "recipe": recipe.model_dump(mode="json"),
-        "integrations": body.integrations,
         "max_attempts": settings.max_attempts,
     }
     row = await run(session, wishes.create, values)
-    return wire.job(row, settings.organization)
+    return (await _bodies(session, [row], settings))[0]
 
 
 def _filtered(query: Select[Job], request: Request) -> Select[Job]:
@@ -140,14 +154,14 @@ async def list_jobs(
     """The caller's jobs, newest first."""
     query = _filtered(select(Job).where(Job.owner == caller.owner), request)
     rows, more = await paging.cut(session, query, Job, after=after, limit=limit)
-    return wire.page([wire.job(row, settings.organization) for row in rows], more)
+    return wire.page(await _bodies(session, rows, settings), more)
 
 
 @router.get("/{job_id}")
 async def retrieve_job(
     job_id: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
 ) -> JsonObject:
-    return wire.job(await find_job(session, job_id, caller), settings.organization)
+    return (await _bodies(session, [await find_job(session, job_id, caller)], settings))[0]
 
 
 async def _wish(
@@ -163,7 +177,7 @@ async def _wish(
     if not (tries and wishes.is_fulfilled(job, verb)):
         await run(session, verb, job_id, caller.owner)
     session.expire_all()
-    return wire.job(await find_job(session, job_id, caller), settings.organization)
+    return (await _bodies(session, [await find_job(session, job_id, caller)], settings))[0]
 
 
 @router.post("/{job_id}/cancel")

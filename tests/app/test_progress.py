@@ -56,11 +56,12 @@ class Run:
     def steps(self, *steps: int) -> None:
         with self.database.transaction() as session:
             said = [Step(n, n / 10, 1 / n, 0.1, 1.0, 5, 5 * n, 9.0, 1, False) for n in steps]
-            assert self._rows.write(session, said)
+            assert self._rows.write(session, [self._rows.hear(event) for event in said])
 
     def evaluate(self, step: int) -> None:
         with self.database.transaction() as session:
-            assert self._rows.write(session, [Evaluated(step, step / 10, 0.5, 1.6, 0.9, 7)])
+            event = Evaluated(step, step / 10, 0.5, 1.6, 0.9, 7)
+            assert self._rows.write(session, [self._rows.hear(event)])
 
     def fail(self) -> None:
         with self.database.transaction() as session:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from app import machine
 from app.recipe import Recipe
 from worker.training.failure import Failure
 
@@ -56,6 +57,12 @@ class Device:
         if self.place.type == "cuda":
             return torch.cuda.max_memory_allocated(self.place)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def capacity(self) -> int:
+        """Bytes of memory of the device, or of the machine on a CPU."""
+        if self.place.type == "cuda":
+            return int(torch.cuda.get_device_properties(self.place).total_memory)
+        return machine.memory_bytes()
 
     def seed(self, *numbers: int) -> None:
         """Seeds what dropout draws from. Keyed by step and rank, so no generator's state needs saving."""

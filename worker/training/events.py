@@ -33,6 +33,7 @@ class Prepared:
     device: str
     precision: str
     parameters: int
+    device_memory_bytes: int | None = None  # of one device, in use or not
 
 
 @dataclass(frozen=True)

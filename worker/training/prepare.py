@@ -155,6 +155,7 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
         device=place.name,
         precision=place.precision,
         parameters=parameters,
+        device_memory_bytes=place.capacity(),
     )
     yield Parts(
         job=job,
