@@ -19,6 +19,7 @@ from worker.rows import Rows
 from worker.training.events import Saved
 
 LEASE = timedelta(minutes=5)
+WANDB = {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}
 Make = Callable[..., Any]
 
 
@@ -94,7 +95,7 @@ def test_a_job_goes_on_from_a_model_by_its_name(
         ({"from_checkpoint": "{job}:5", "model": "gpt2"}, "model", "contradictory_value"),
         ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations.0.wandb.project", None),
         ({"integrations": [{"type": "mlflow"}]}, "integrations.0.type", "invalid_value"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "unsupported_integration"),
+        (WANDB, "integrations", "unsupported_integration"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_gone_on_from_is_refused_by_name(
