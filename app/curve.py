@@ -30,8 +30,9 @@ async def thinned(
     evaluated (of more than `points` evaluations again the lowest and highest)."""
     whole = between(job_id, after, before)
     span = whole.with_only_columns(func.min(Metric.step), func.max(Metric.step)).order_by(None)
-    ends: tuple[int | None, int | None] = (await session.execute(span)).one()._tuple()
-    first, last = ends
+    ends = (await session.execute(span)).one()
+    first: int | None = ends[0]
+    last: int | None = ends[1]
     if first is None or last is None:
         return []
     if last - first < points:

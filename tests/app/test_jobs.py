@@ -104,7 +104,11 @@ def test_openais_hyperparameters_are_taken_in_either_place(make: Make) -> None:
         ({"method": {"type": "supervise"}}, "method.type", "invalid_value"),
         ({"metadata": {"k": "v" * 513}}, "metadata", None),
         ({"metadata": {"k": "a\0b"}}, None, "invalid_value"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations", None),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]},
+            "integrations",
+            "unsupported_integration",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_by_field(
