@@ -18,8 +18,17 @@ from app.errors import InvalidRequest, NotFound, ServiceError, Unavailable
 log = structlog.get_logger()
 
 
+# What a database that is away looks like; besides these a DBAPIError with `connection_invalidated`.
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+
+
 def answer(error: ServiceError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+def refuse_away(error: Exception) -> Unavailable:
+    log.warning("database_unavailable", error=type(error).__name__)
+    return Unavailable("The database cannot be reached right now; try again.")
 
 
 def _name_of(location: Sequence[int | str]) -> str | None:
@@ -50,7 +59,7 @@ def _refuse_http(error: HTTPException) -> ServiceError:
     if error.status_code == 405:
         refusal = InvalidRequest("This URL does not take that method; see /docs.", code="method_not_allowed")
     refusal.status = error.status_code  # type: ignore[misc]  # one shape for whatever Starlette refuses
-    refusal.headers = dict(error.headers or {})  # type: ignore[misc]
+    refusal.headers = dict(error.headers or {})
     return refusal
 
 
@@ -70,10 +79,9 @@ def install_handlers(app: FastAPI) -> None:
         return answer(_refuse_http(error))
 
     async def _away(_: Request, error: Exception) -> JSONResponse:
-        log.warning("database_unavailable", error=type(error).__name__)
-        return answer(Unavailable("The database cannot be reached right now; try again."))
+        return answer(refuse_away(error))
 
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
+    for kind in DATABASE_AWAY:
         app.add_exception_handler(kind, _away)
 
     @app.exception_handler(DataError)
@@ -102,6 +110,8 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -110,6 +120,8 @@ class RequestIds:
                 started = True
                 headers: list[Any] = message.setdefault("headers", [])
                 headers.append((b"x-request-id", request_id.encode()))
+                # Whatever else every answer to this request is to carry: what is left of a limit.
+                headers += [(name.encode(), text.encode()) for name, text in state.get("headers", {}).items()]
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)

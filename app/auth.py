@@ -1,16 +1,9 @@
-"""An API key becomes a Caller.
+"""An API key becomes a Caller: who asks, whose rows they see, what they may do."""
 
-A key is `ft_<8 characters id>_<43 characters secret>_<6 characters checksum>`: the id finds the row, the
-secret's SHA-256 is compared in constant time, the checksum lets secret scanners know a key without asking us.
-"""
-
-import hashlib
 import hmac
 import os
-import re
 import secrets
-import string
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,53 +13,49 @@ from fastapi import Depends, Request
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.apikey import make_key, parse_key, secret_sha256
 from app.database import Database, WorkerDatabase
 from app.errors import NotAuthenticated
+from app.keyring import ApiKey
+from app.rate import spend_request
 from app.settings import Settings
-from app.tables import ApiKey, now
+from app.tables import now
 
-ALPHABET = string.digits + string.ascii_letters
-KEY_FORM = re.compile(r"ft_([0-9A-Za-z]{8})_([0-9A-Za-z_-]{43})_([0-9A-Za-z]{6})")
+# What a key may be allowed to do. `write` includes `read`.
+SCOPES = {
+    "files:read": "List and download files, reports and uploads",
+    "files:write": "The same; upload and delete",
+    "jobs:read": "List jobs, events, metrics and checkpoints",
+    "jobs:write": "The same; create, cancel, pause and resume",
+    "models:read": "List and download models",
+    "models:write": "The same; delete, and permit others to use",
+    "generate": "Have models write: completions and chat",
+    "webhooks:read": "List webhook endpoints and deliveries",
+    "webhooks:write": "The same; create, change, test and delete",
+    "admin:read": "List everybody's keys, read the audit log",
+    "admin:write": "The same; make keys for anybody, with any scopes, and revoke them",
+}
+USER_SCOPES = ("files:write", "jobs:write", "models:write", "generate", "webhooks:write")
+ALL_SCOPES = (*USER_SCOPES, "admin:write")
 # One write a minute and key is enough to see which keys are in use.
 LAST_USED_EVERY = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: every row they see or make is `owner`'s."""
+    """Who asks: every row they see or make is `owner`'s. `storage_bytes` is the limit of their key."""
 
     key_id: str
     owner: str
+    scopes: frozenset[str]
+    storage_bytes: int | None = None
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or scope.replace(":read", ":write") in self.scopes
 
 
-def _checksum(text: str) -> str:
-    number, digits = zlib.crc32(text.encode()), ""
-    for _ in range(6):
-        number, digit = divmod(number, len(ALPHABET))
-        digits = ALPHABET[digit] + digits
-    return digits
-
-
-def make_key() -> str:
-    """A new key with 256 random bits."""
-    body = f"ft_{''.join(secrets.choice(ALPHABET) for _ in range(8))}_{secrets.token_urlsafe(32)}"
-    return f"{body}_{_checksum(body)}"
-
-
-def parse_key(key: str) -> tuple[str, str] | None:
-    """(id, secret) of a well-formed key whose checksum is right."""
-    form = KEY_FORM.fullmatch(key)
-    if form is None or form[3] != _checksum(key[: -len(form[3]) - 1]):
-        return None
-    return form[1], form[2]
-
-
-def _sha256(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def store_key(session: Session, key: str, owner: str, name: str) -> None:
-    """Keep a key's id and the hash of its secret; a key already kept stays as it is.
+def store_key(session: Session, key: str, owner: str, name: str, scopes: Iterable[str] = USER_SCOPES) -> None:
+    """Keep a key's id and the hash of its secret; of a key already kept only the scopes change.
 
     Raises ValueError where `key` has not the form of a key.
     """
@@ -74,13 +63,19 @@ def store_key(session: Session, key: str, owner: str, name: str) -> None:
     if parts is None:
         raise ValueError("not an API key of this service")
     row = insert(ApiKey).values(
-        id=parts[0], owner=owner, name=name, secret_sha256=_sha256(parts[1]), created_at=now
+        id=parts[0],
+        owner=owner,
+        name=name,
+        secret_sha256=secret_sha256(parts[1]),
+        scopes=list(scopes),
+        created_at=now,
     )
-    session.execute(row.on_conflict_do_nothing())
+    session.execute(row.on_conflict_do_update(index_elements=["id"], set_={"scopes": row.excluded.scopes}))
 
 
 def ensure_first_key(settings: Settings) -> Path:
-    """The first key stands in `home/key` (mode 0600) and in the database, whichever of the two is new."""
+    """The first key, which may do everything, stands in `home/key` (mode 0600) and in the database, whichever
+    of the two is new."""
     path = settings.key_file
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,7 +89,8 @@ def ensure_first_key(settings: Settings) -> Path:
     database = WorkerDatabase(settings)
     try:
         with database.transaction() as session:
-            store_key(session, path.read_text().strip(), owner=settings.organization, name="first key")
+            key = path.read_text().strip()
+            store_key(session, key, owner=settings.organization, name="first key", scopes=ALL_SCOPES)
     finally:
         database.close()
     return path
@@ -111,21 +107,35 @@ def _bearer(request: Request) -> str:
     return key.strip()
 
 
-async def caller(request: Request) -> Caller:
-    """Dependency of every route but health's. Raises NotAuthenticated, not saying what was wrong."""
+async def authenticate(request: Request) -> Caller:
+    """Whose key it is. Counts the request where the key has a limit.
+
+    Raises NotAuthenticated, not saying what was wrong with the key; TooMany.
+    """
     key_id, secret = parse_key(_bearer(request)) or ("", "")
     database: Database = request.app.state.database
     # A transaction of its own: the route's holds no connection until the route itself asks for one.
     async with database.transaction() as session:
         row = await session.get(ApiKey, key_id)
         # Hash and compare even when there is no such key, so that time does not tell.
-        same = hmac.compare_digest(row.secret_sha256 if row else "", _sha256(secret))
+        same = hmac.compare_digest(row.secret_sha256 if row else "", secret_sha256(secret))
         at = datetime.now(UTC)
         if row is None or not same or row.revoked_at or (row.expires_at and row.expires_at <= at):
             raise NotAuthenticated("This API key is unknown, expired or revoked.")
+        if row.requests_per_minute is not None:
+            left = await spend_request(session, row.id, row.requests_per_minute)
+            request.state.headers = left
         if row.last_used_at is None or at - row.last_used_at > LAST_USED_EVERY:
             row.last_used_at = at
-        return Caller(key_id=row.id, owner=row.owner)
+        return Caller(row.id, row.owner, frozenset(row.scopes), row.storage_bytes)
+
+
+def caller(request: Request) -> Caller:
+    """Dependency of every route that needs a key: whom the gate let in. Raises NotAuthenticated."""
+    known: Caller | None = getattr(request.state, "caller", None)
+    if known is None:
+        raise NotAuthenticated("No API key.", code="missing_api_key")
+    return known
 
 
 KnownCaller = Annotated[Caller, Depends(caller)]

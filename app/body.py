@@ -7,6 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+# Enough for the schema of an answer, and far from where Python's recursion ends, which would be a crash.
+MAX_DEPTH = 64
+
 
 class Body(BaseModel):
     """A key that is null counts as absent, as the SDK sends it for an explicit None."""
@@ -27,9 +30,21 @@ class Body(BaseModel):
                     "Unknown parameter '{key}'.{hint} Refused, since what is ignored in silence misleads.",
                     {"key": str(key)[:64], "hint": hint},
                 )
+        if _depth(values) > MAX_DEPTH:
+            raise PydanticCustomError("too_deep", "Nested more than {most} levels deep.", {"most": MAX_DEPTH})
         if not _is_text(values):
             raise PydanticCustomError("not_text", "A string holds NUL or half of a surrogate pair.")
         return {key: value for key, value in values.items() if value is not None}
+
+
+def _depth(value: Any) -> int:
+    """How many levels of lists and objects, counted up to one more than are allowed."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        level = [item for item in level if isinstance(item, dict | list)]
+        depth += bool(level)
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def _is_text(value: Any) -> bool:

@@ -48,7 +48,11 @@ def database_url(settings: Settings) -> URL:
 def make_engine(settings: Settings) -> Engine:
     """For the worker: synchronous. A connection found dead is replaced before it is used."""
     return create_engine(
-        database_url(settings), pool_size=POOL_SIZE, pool_pre_ping=True, connect_args=CONNECT_ARGUMENTS
+        database_url(settings),
+        pool_size=POOL_SIZE,
+        pool_pre_ping=True,
+        hide_parameters=True,  # an error's text would carry what was to be written into the logs
+        connect_args=CONNECT_ARGUMENTS,
     )
 
 
@@ -60,6 +64,7 @@ def make_async_engine(settings: Settings) -> AsyncEngine:
         max_overflow=10,
         pool_timeout=5,
         pool_pre_ping=True,
+        hide_parameters=True,
         connect_args=CONNECT_ARGUMENTS,
     )
 

@@ -6,16 +6,19 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import audit
+from app.auth import KnownCaller
 from app.database import Database
 from app.generator import Generator
 from app.settings import Settings
 from app.storage import Store
 
 
-async def _open_session(request: Request) -> AsyncIterator[AsyncSession]:
+async def open_session(request: Request, caller: KnownCaller) -> AsyncIterator[AsyncSession]:
     database: Database = request.app.state.database
     async with database.transaction() as session:
         yield session
+        audit.record(session, request, caller)
 
 
 def _settings(request: Request) -> Settings:
@@ -34,7 +37,7 @@ def _generator(request: Request) -> Generator:
 
 
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
-OpenSession = Annotated[AsyncSession, Depends(_open_session, scope="function")]
+OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 OpenGenerator = Annotated[Generator, Depends(_generator)]

@@ -130,6 +130,7 @@ class Dispatcher:
         """Remove the bytes of what is marked as deleted; a store that refuses is asked again next time."""
         async with self.database.transaction() as session:
             await purge.expire_files(session)
+            await purge.expire_uploads(session)
             found = await purge.doomed(session)
         for doomed in found:
             try:

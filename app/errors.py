@@ -7,11 +7,13 @@ ServiceError
 ├── NotAllowed            403
 ├── NotFound              404   also everything that belongs to somebody else
 ├── TooLarge              413
+├── NotPlain              415   a body in an encoding whose size says nothing
 ├── TooMany               429   with retry-after
 ├── StorageLow            507   with x-should-retry: false
 └── Unavailable           503   with retry-after
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -21,10 +23,19 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str | None] = None
-    headers: ClassVar[dict[str, str]] = {}
+    headers: Mapping[str, str] = {}
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        if headers is not None:
+            self.headers = headers
         self.message = message
         self.param = param
         self.code = code or self.default_code
@@ -46,7 +57,7 @@ class NotAuthenticated(ServiceError):
     status = 401
     type = "invalid_request_error"
     default_code = "invalid_api_key"
-    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotAllowed(ServiceError):
@@ -73,13 +84,21 @@ class TooLarge(ServiceError):
     default_code = "file_too_large"
 
 
+class NotPlain(ServiceError):
+    """A compressed body: how large it would become nobody knows before it is too late."""
+
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_encoding"
+
+
 class TooMany(ServiceError):
     """A queue that is full or a rate that is exceeded; the SDK waits and tries again."""
 
     status = 429
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
-    headers: ClassVar[dict[str, str]] = {"retry-after": "1"}
+    headers: Mapping[str, str] = {"retry-after": "1"}
 
 
 class StorageLow(ServiceError):
@@ -88,7 +107,7 @@ class StorageLow(ServiceError):
     status = 507
     type = "server_error"
     default_code = "insufficient_storage"
-    headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
+    headers: Mapping[str, str] = {"x-should-retry": "false"}
 
 
 class Unavailable(ServiceError):
@@ -97,4 +116,4 @@ class Unavailable(ServiceError):
     status = 503
     type = "server_error"
     default_code = "service_unavailable"
-    headers: ClassVar[dict[str, str]] = {"retry-after": "2"}
+    headers: Mapping[str, str] = {"retry-after": "2"}

@@ -5,6 +5,22 @@ import sys
 
 import structlog
 
+from app.apikey import without_keys
+
+
+class _Formatter(logging.Formatter):
+    """The standard library's loggers, ours and our libraries'."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_keys(super().format(record))
+
+
+def _redact(
+    _: structlog.typing.WrappedLogger, __: str, line: str | bytes | structlog.typing.EventDict
+) -> structlog.typing.ProcessorReturnValue:
+    """Last of all: no key gets into a log, whoever put it into a message or a traceback."""
+    return without_keys(str(line))
+
 
 def configure_logs(level: str) -> None:
     """Route structlog and the standard library's loggers to stderr."""
@@ -19,11 +35,12 @@ def configure_logs(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             renderer,
+            _redact,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(
-        level=number, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=number, handlers=[handler])

@@ -1,13 +1,15 @@
 """No request is larger than it may be: JSON bodies are bounded before anything parses them."""
 
+import re
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.answers import answer
-from app.errors import InvalidRequest, TooLarge
+from app.errors import NotPlain, TooLarge
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 # Uploads count their own bytes while they stream to disk.
-STREAMED = "/v1/files"
+STREAMED = re.compile(r"/v1/(files|uploads/[^/]+/parts)")
 
 
 class BodyLimit:
@@ -21,11 +23,11 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            refusal = InvalidRequest("Send the body uncompressed.", code="unsupported_encoding")
-            await answer(refusal)(scope, receive, send)
+        encodings = {text.strip().lower() for name, text in scope["headers"] if name == b"content-encoding"}
+        if encodings - {b"identity"}:
+            await answer(NotPlain("Send the body uncompressed."))(scope, receive, send)
             return
-        if scope["path"] == STREAMED:
+        if STREAMED.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
         seen = int(length) if (length := headers.get(b"content-length", b"")).isdigit() else 0

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.lifecycle.claims import ENDED
 from app.storage import Store
 from app.tables import Checkpoint, File, Job, Model
+from app.uploads.rows import Upload
 
 # No upload and no publishing takes so long; and a database that was restored from yesterday's dump should
 # not cost today's models before somebody notices.
@@ -24,8 +25,8 @@ ABANDONED_AFTER = 24 * 3600.0  # seconds
 SETTLED_AFTER = 600.0  # seconds; a fenced-off trainer may still be writing for a moment
 BATCH = 200  # names looked up in one query
 EPOCH = re.compile(r"e(\d+)")
-Kind = Literal["files", "models", "cache", "jobs"]
-KINDS: tuple[Kind, ...] = ("files", "models", "cache", "jobs")
+Kind = Literal["files", "models", "cache", "jobs", "uploads"]
+KINDS: tuple[Kind, ...] = ("files", "models", "cache", "jobs", "uploads")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ def known(session: Session, part: Part) -> Known:
             wanted = {file for files in ids.values() for file in files}
             there = set(session.scalars(select(File.id).where(File.id.in_(wanted), File.key.is_not(None))))
             return Known(frozenset(f"cache/{name}" for name, files in ids.items() if there.issuperset(files)))
+        case "uploads":
+            return Known(
+                frozenset(filter(None, session.scalars(select(Upload.key).where(Upload.key.in_(keys)))))
+            )
         case "jobs":
             return _known_jobs(session, part.names)
 

@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.lifecycle.claims import ENDED
 from app.storage import Store
 from app.tables import Checkpoint, File, Job, Model, Worker, now
+from app.uploads.rows import Upload, UploadPart
 
 BATCH = 100
-Deletable = type[File] | type[Checkpoint] | type[Model]
-DELETABLE: tuple[Deletable, ...] = (File, Checkpoint, Model)
+Deletable = type[File] | type[Checkpoint] | type[Model] | type[Upload]
+DELETABLE: tuple[Deletable, ...] = (File, Checkpoint, Model, Upload)
 WORKERS_FORGOTTEN_AFTER = timedelta(days=1)
 
 
@@ -37,6 +38,17 @@ async def expire_files(session: AsyncSession) -> None:
         update(File)
         .where(File.expires_at < now, File.deleted_at.is_(None), ~needed)
         .values(deleted_at=now)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def expire_uploads(session: AsyncSession) -> None:
+    """Mark uploads whose hour is over; one that is being completed in this moment is not waited for."""
+    late = select(Upload.id).where(Upload.status == "pending", Upload.expires_at <= now)
+    await session.execute(
+        update(Upload)
+        .where(Upload.id.in_(late.with_for_update(skip_locked=True)))
+        .values(status="expired", deleted_at=now)
         .execution_options(synchronize_session=False)
     )
 
@@ -70,6 +82,8 @@ async def forget(session: AsyncSession, doomed: Doomed) -> None:
         .where(table.id == doomed.row_id, table.key == doomed.key, table.deleted_at.is_not(None))
         .values(key=None)
     )
+    if table is Upload:
+        await session.execute(delete(UploadPart).where(UploadPart.upload_id == doomed.row_id))
 
 
 async def forget_workers(session: AsyncSession) -> None:

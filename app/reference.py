@@ -137,6 +137,13 @@ def render(document: Schema, base_url: str) -> str:
     )
 
 
+@router.get("/openapi.json")
+async def document(request: Request) -> Schema:
+    """The OpenAPI document."""
+    app: FastAPI = request.app
+    return app.openapi()
+
+
 @router.get("/docs", response_class=HTMLResponse)
 async def reference(request: Request) -> str:
     """Every call with its parameters."""

@@ -75,9 +75,13 @@ class Store:
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Where a key's bytes lie. Raises ValueError for a key that would leave the store."""
+        """Where a key's bytes lie. Raises ValueError for a key that would leave the store, be it by a link
+        that lies in it."""
         path = (self.root / key).absolute()
-        if ".." in Path(key).parts or not path.is_relative_to(self.root):
+        real = path.resolve()
+        if ".." in Path(key).parts or not (
+            path.is_relative_to(self.root) and real.is_relative_to(self.root.resolve())
+        ):
             raise ValueError(f"not a key of this store: {key!r}")
         return path
 

@@ -51,20 +51,6 @@ def _created() -> Mapped[datetime]:
     return mapped_column(server_default=now)
 
 
-class ApiKey(Base):
-    """A key of an owner. Only the SHA-256 of the secret is kept; 256 random bits need no slow hash."""
-
-    __tablename__ = "api_keys"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    owner: Mapped[str]
-    name: Mapped[str]
-    secret_sha256: Mapped[str]
-    created_at: Mapped[datetime] = _created()
-    expires_at: Mapped[datetime | None]
-    revoked_at: Mapped[datetime | None]
-    last_used_at: Mapped[datetime | None]
-
-
 class File(Base):
     """What was uploaded; its bytes lie in the store under `key`, which is null once they are gone."""
 
@@ -72,6 +58,7 @@ class File(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = _seq()
     owner: Mapped[str]
+    key_id: Mapped[str | None]  # the API key it was uploaded with: limits are each key's
     key: Mapped[str | None]
     bytes: Mapped[int]
     sha256: Mapped[str]
@@ -100,6 +87,7 @@ class Job(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = _seq()
     owner: Mapped[str]
+    key_id: Mapped[str | None]
     idempotency_key: Mapped[str | None]
     request_sha256: Mapped[str]
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.lifecycle.room import held_back
 from app.tables import Job, Worker, now
 
 SMALLEST_WINDOW = 4
@@ -17,7 +18,7 @@ def due(session: Session, again: timedelta, fresh: timedelta) -> Sequence[str]:
     No more than a few are under way at a time, twice the free slots of workers heard of within `fresh`: Redis
     holds tens of messages and never the backlog, so priorities and cancels act at once.
     """
-    queued = (Job.status == "queued", Job.not_before <= now)
+    queued = (Job.status == "queued", Job.not_before <= now, ~held_back())
     under_way = session.scalar(select(func.count()).where(*queued, Job.dispatched_at >= now - again)) or 0
     free = session.scalar(
         select(func.sum(Worker.slots - Worker.busy)).where(
@@ -45,5 +46,6 @@ def waits_unheard(session: Session, patience: timedelta, again: timedelta) -> bo
         Job.not_before < now - patience,
         # Not where announcing itself has stopped: then no worker is to blame.
         Job.dispatched_at > now - 2 * again,
+        ~held_back(),
     )
     return session.scalar(waiting.limit(1)) is not None

@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.lifecycle.history import note
+from app.lifecycle.room import has_room, held_back
 from app.tables import Attempt, Job, JsonObject, now
 
 ENDED = ("succeeded", "failed", "cancelled")
@@ -63,6 +64,12 @@ class JobError:
 
 def claim(session: Session, job_id: str, worker: str, lease: timedelta) -> Claim | None:
     """queued → running, once. None: somebody has it, or it is no longer (or not yet) wanted."""
+    if not has_room(session, job_id):
+        # Told again as soon as one of the others has ended, instead of when the announcement is old.
+        session.execute(
+            update(Job).where(Job.id == job_id, Job.status == "queued").values(dispatched_at=None)
+        )
+        return None
     row = session.execute(
         update(Job)
         .where(Job.id == job_id, Job.status == "queued", Job.not_before <= now)
@@ -95,13 +102,16 @@ def claim_next(session: Session, worker: str, lease: timedelta) -> Claim | None:
     """The first job that is due, whichever it is."""
     first = (
         select(Job.id)
-        .where(Job.status == "queued", Job.not_before <= now)
+        .where(Job.status == "queued", Job.not_before <= now, ~held_back())
         .order_by(Job.priority.desc(), Job.seq)
         .limit(1)
         .with_for_update(skip_locked=True)  # two workers never wait for, nor miss, the same one
     )
-    job_id = session.scalar(first)
-    return None if job_id is None else claim(session, job_id, worker, lease)
+    while (job_id := session.scalar(first)) is not None:
+        if held := claim(session, job_id, worker, lease):
+            return held
+        # Its key's last place went to another claim in this moment: the next look sees that.
+    return None
 
 
 def _held(held: Claim) -> ColumnElement[bool]:

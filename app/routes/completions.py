@@ -7,6 +7,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, PlainValidator, field_validator
 
 from app import catalogue
+from app.access import needs
+from app.audit import changes_nothing
 from app.auth import KnownCaller
 from app.body import Body
 from app.catalogue import Source
@@ -16,7 +18,7 @@ from app.dependencies import CurrentSettings, OpenGenerator, OpenSession
 from app.errors import InvalidRequest
 from app.generator import Generation
 
-router = APIRouter(prefix="/completions", tags=["completions"])
+router = APIRouter(prefix="/completions", tags=["completions"], dependencies=[needs("generate")])
 
 MAX_CHOICES = 2048  # prompts times candidates of one request
 # Options of the wire that the generator does not see, or sees in another form.
@@ -148,6 +150,7 @@ def _generation(body: CompletionRequest, source: Source) -> Generation:
 
 
 @router.post("", response_class=JSONResponse)
+@changes_nothing
 async def create_completion(
     body: CompletionRequest,
     session: OpenSession,

@@ -1,10 +1,6 @@
 """Files: upload (checked while it streams in), list, retrieve, content, delete."""
 
-import asyncio
-import errno
 import re
-import secrets
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -13,55 +9,18 @@ from fastapi.responses import FileResponse
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import multipart, paging, wire
+from app import multipart, paging, quota, wire
+from app.access import needs
+from app.audit import about
 from app.auth import Caller, KnownCaller
-from app.database import WAKE
-from app.dataset import Checker, Format, Report, format_of
+from app.database import WAKE, Database
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
-from app.errors import InvalidRequest, NotFound, StorageLow, TooLarge
+from app.errors import InvalidRequest, NotFound
+from app.incoming import EXPIRES_SECONDS, PURPOSES, Incoming
 from app.lifecycle.claims import ENDED
-from app.storage import Upload
-from app.tables import File, Job, JsonObject, now
+from app.tables import File, Job, JsonObject
 
-router = APIRouter(prefix="/files", tags=["files"])
-PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
-EXPIRES_SECONDS = (3600, 2_592_000)
-KEPT_PROBLEMS = 20  # lines of a bad file told in status_details
-
-
-class _Incoming:
-    """An upload on its way: written to the store and checked, chunk by chunk, off the event loop."""
-
-    def __init__(self, upload: Upload, limit: int) -> None:
-        self.upload, self.limit = upload, limit
-        self.format: Format = "jsonl"
-        self.checker = Checker("jsonl")
-
-    def begin(self, filename: str) -> None:
-        self.format = format_of(filename)
-        self.checker = Checker(self.format)
-
-    async def take(self, data: bytes) -> None:
-        if self.upload.bytes + len(data) > self.limit:
-            raise TooLarge(f"The file is larger than {self.limit:,} bytes.", param="file")
-        try:
-            await asyncio.to_thread(self._take, data)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageLow("The disk is full; the upload was not kept.") from error
-            raise
-
-    def _take(self, data: bytes) -> None:
-        self.upload.write(data)
-        self.checker.feed(data)
-
-
-def _describe(report: Report) -> str | None:
-    if not report.problems:
-        return None
-    told = [f"line {problem.line}: {problem.message}" for problem in report.problems[:KEPT_PROBLEMS]]
-    more = report.problem_count - len(told)
-    return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+router = APIRouter(prefix="/files", tags=["files"], dependencies=[needs("files")])
 
 
 def _expiry(fields: dict[str, str]) -> timedelta | None:
@@ -100,37 +59,32 @@ async def create_file(
     """
     # `session` takes a connection with its first statement, below: a slow upload holds none meanwhile.
     store.refuse_low_space(settings.min_free_bytes)
-    file_id = f"file-{secrets.token_hex(12)}"
-    key = f"files/{file_id}"
-    with store.upload(key) as upload:
-        incoming = _Incoming(upload, settings.max_file_bytes)
+    with Incoming(store, settings.max_file_bytes) as incoming:
+        await _heed_quota(request, caller, incoming)
         form = await multipart.read_form(request, "file", incoming.begin, incoming.take)
         purpose, expires = _check_fields(form.fields), _expiry(form.fields)
-        if upload.bytes == 0:
-            raise InvalidRequest("The file is empty.", param="file", code="empty_file")
-        report = incoming.checker.finish()
-        bad = _describe(report) if purpose == "fine-tune" else None
-        await asyncio.to_thread(upload.commit)
-        row = File(
-            id=file_id,
-            owner=caller.owner,
-            key=key,
-            bytes=upload.bytes,
-            sha256=upload.sha256,
-            filename=form.filename or "upload",
-            purpose=purpose,
-            format=incoming.format,
-            shape=report.shape,
-            status="error" if bad else "processed",
-            status_details=bad,
-            problems=[asdict(problem) for problem in report.problems] if bad else None,
-            rows=report.rows,
-            expires_at=None if expires is None else now + expires,
-        )
-    session.add(row)
-    await session.flush()
-    await session.refresh(row)
+        row = await incoming.finish(caller, purpose, expires)
+        await quota.take_storage(session, caller, row.bytes)
+        session.add(row)
+        await session.flush()
+        await session.refresh(row)
+    about(session, row.id)
     return wire.file(row)
+
+
+async def _heed_quota(request: Request, caller: Caller, incoming: Incoming) -> None:
+    """Stop receiving where the key's storage ends: a look ahead, the count that counts comes with the row."""
+    if caller.storage_bytes is None:
+        return
+    database: Database = request.app.state.database
+    async with database.transaction() as session:
+        used = await quota.storage_used(session, caller.key_id)
+    left = max(0, caller.storage_bytes - used)
+    if left == 0:
+        raise quota.storage_full(caller.storage_bytes, used, None)
+    if left < incoming.limit:
+        incoming.limit = left
+        incoming.refusal = quota.storage_full(caller.storage_bytes, used, None)
 
 
 def _visible(caller: Caller) -> tuple[ColumnElement[bool], ...]:

@@ -9,7 +9,9 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import catalogue, forecast, job_request, paging, wire
+from app import catalogue, forecast, job_request, paging, quota, wire
+from app.access import needs
+from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.database import run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
@@ -20,7 +22,7 @@ from app.owned import find_job
 from app.settings import Settings
 from app.tables import Checkpoint, Event, File, Job, JsonObject, Model
 
-router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencies=[needs("jobs")])
 # The official SDK counts its tries of one request.
 RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
 
@@ -100,11 +102,13 @@ async def create_job(
         session, wishes.created_before, caller.owner, idempotency_key, digest, repeated=repeated
     )
     if before is not None:
+        about(session, None)
         return (await _bodies(session, [before], settings))[0]
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
     job_request.refuse_what_is_not_offered(body)
     store.refuse_low_space(settings.min_free_bytes)
+    await quota.take_storage(session, caller, 1)  # a model has more; how much more is known at its end
     source = await _source(session, body, caller, settings)
     await _hold_model(session, source)
     await _usable(session, body.training_file, "training_file", caller)
@@ -113,6 +117,7 @@ async def create_job(
     values = {
         "id": f"ftjob-{secrets.token_hex(12)}",
         "owner": caller.owner,
+        "key_id": caller.key_id,
         "idempotency_key": idempotency_key,
         "request_sha256": digest,
         "model": source.name,
@@ -128,6 +133,7 @@ async def create_job(
         "max_attempts": settings.max_attempts,
     }
     row = await run(session, wishes.create, values)
+    about(session, row.id if row.id == values["id"] else None)
     return (await _bodies(session, [row], settings))[0]
 
 
@@ -174,7 +180,9 @@ async def _wish(
 ) -> JsonObject:
     job = await find_job(session, job_id, caller)
     # The first try, whose answer was lost, may have done it: told so, nobody has to find out.
-    if not (tries and wishes.is_fulfilled(job, verb)):
+    if tries and wishes.is_fulfilled(job, verb):
+        about(session, None)
+    else:
         await run(session, verb, job_id, caller.owner)
     session.expire_all()
     return (await _bodies(session, [await find_job(session, job_id, caller)], settings))[0]

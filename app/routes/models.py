@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -9,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import catalogue, wire
+from app.access import needs
 from app.archive import zip_folder
 from app.auth import Caller, KnownCaller
 from app.database import WAKE, run
@@ -18,7 +20,7 @@ from app.lifecycle.claims import ENDED
 from app.storage import Store
 from app.tables import Checkpoint, Job, JsonObject, Model
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], dependencies=[needs("models")])
 SAVED_HERE = "store:"
 
 
@@ -78,6 +80,8 @@ async def download_model(
     """The model folder as one zip, made while it is sent."""
     key, files = await _manifest(session, model, caller, store)
     name = model.replace(":", "-").replace("/", "-")
+    for path in files:
+        _path(store, key, path)
     folder = store.path(key)
 
     def chunks() -> Iterator[bytes]:
@@ -118,7 +122,18 @@ async def download_model_file(
     etag = f'"{files[path]["sha256"]}"'
     if etag in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=304, headers={"etag": etag})
-    return FileResponse(store.path(key) / path, media_type="application/octet-stream", headers={"etag": etag})
+    return FileResponse(
+        _path(store, key, path), media_type="application/octet-stream", headers={"etag": etag}
+    )
+
+
+def _path(store: Store, key: str, name: str) -> Path:
+    """Raises NotFound for a link that leads out of the store: a trainer runs what others made, and may be
+    made to plant one."""
+    try:
+        return store.path(f"{key}/{name}")
+    except ValueError as error:
+        raise NotFound(f"{name!r} is no file of the model.", param="path") from error
 
 
 @router.get("/{model:path}")

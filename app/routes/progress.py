@@ -6,6 +6,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app import curve, wire
+from app.access import needs
 from app.auth import KnownCaller
 from app.dependencies import CurrentSettings, OpenSession
 from app.errors import InvalidRequest
@@ -13,7 +14,7 @@ from app.feed import ENDED_MARK, Feed, find_cursor
 from app.owned import find_job
 from app.tables import JsonObject, Metric
 
-router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencies=[needs("jobs")])
 DEFAULT_LIMIT = 10_000  # steps: 2.5 MB of JSON
 
 

@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
-from app.auth import ensure_first_key, make_key, store_key
+from app.apikey import make_key
+from app.auth import ensure_first_key, store_key
 from app.database import WorkerDatabase
 from app.main import create_app
 from app.settings import Settings

@@ -1,0 +1,35 @@
+"""How many jobs of one API key may run at a time: those beyond it wait, and keep nobody else waiting."""
+
+from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy.orm import Session, aliased
+
+from app.keyring import ApiKey
+from app.tables import Job
+
+
+def has_room(session: Session, job_id: str) -> bool:
+    """Whether the key of a queued job may have one more running. Holds the key's row until the claim is
+    committed, so that claims at the same moment are counted one after the other; the job's row first, as
+    everybody does, or two claims could wait for each other."""
+    queued = select(Job.key_id).where(Job.id == job_id, Job.status == "queued")
+    key_id = session.scalar(queued.with_for_update())
+    if key_id is None:
+        return True
+    limit = session.scalar(
+        select(ApiKey.running_jobs)
+        .where(ApiKey.id == key_id, ApiKey.running_jobs.is_not(None))
+        .with_for_update(key_share=True)
+    )
+    running = select(func.count()).where(Job.key_id == key_id, Job.status == "running")
+    return limit is None or (session.scalar(running) or 0) < limit
+
+
+def held_back() -> ColumnElement[bool]:
+    """Whether a job's key has as many running as it may: the job waits, and nobody is told of it."""
+    other = aliased(Job)
+    running = (
+        select(func.count()).where(other.key_id == ApiKey.id, other.status == "running").scalar_subquery()
+    )
+    return exists().where(
+        ApiKey.id == Job.key_id, ApiKey.running_jobs.is_not(None), ApiKey.running_jobs <= running
+    )
