@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsParameter
 from fastapi.routing import iter_route_contexts
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import DBAPIError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,6 +28,8 @@ from app.errors import NotAllowed, ServiceError
 OPEN = frozenset({"/healthz", "/readyz"})
 OPEN_ON_LOOPBACK = frozenset({"/docs", "/openapi.json"})
 ANY_KEY = "any"
+# For the OpenAPI document alone; whether a key is right is not its business.
+KEY_IN_HEADER = HTTPBearer(auto_error=False, scheme_name="api_key", description="docs/security.md")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, Depends, FastAPI
 
 from app import reference
-from app.access import Gate, check_routes
+from app.access import KEY_IN_HEADER, Gate, check_routes
 from app.answers import RequestIds, install_handlers
 from app.auth import caller
 from app.database import Database
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.store = Store(settings.storage_folder)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
     for part in (files, jobs, progress, models, completions, keys, audit_log, uploads):
         v1.include_router(part.router)
     app.include_router(v1)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,12 +24,11 @@ own = APIRouter(prefix="/api_keys/me", dependencies=[needs(ANY_KEY)])
 everybodys = APIRouter(prefix="/api_keys", dependencies=[needs("admin")])
 
 LABEL = r"^[\w .@-]{1,64}$"
-Name = Annotated[str, Field(pattern=LABEL, description="A label: letters, digits, space and . _ @ -")]
-Scopes = Annotated[list[str], Field(min_length=1, max_length=len(SCOPES), description=", ".join(SCOPES))]
 # What 64 bits hold, less a little: far beyond any disk or any minute.
 Limit = Annotated[int | None, Field(ge=1, le=2**53)]
 # Admins that revoke one another's key at the same moment queue up here: one key must stay.
 ADMINS_LOCK = 0x66740002
+ADMIN = "admin:write"
 
 
 class Limits(Body):
@@ -40,29 +39,45 @@ class Limits(Body):
     storage_bytes: Limit = Field(None, description="Of files, models and checkpoints; more is 400")
 
 
+def _known(scopes: list[str]) -> list[str]:
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise ValueError(f"there is no such scope as {unknown[0][:32]!r}; there are {', '.join(SCOPES)}.")
+    return sorted(set(scopes))
+
+
+def _ahead(time: int) -> int:
+    # Up to the year 9999, the last one that a date can have.
+    if not datetime.now(UTC).timestamp() < time < 253_000_000_000:
+        raise ValueError("lies in the past, or is not in seconds.")
+    return time
+
+
+Name = Annotated[str, Field(pattern=LABEL, description="A label: letters, digits, space and . _ @ -")]
+Scopes = Annotated[
+    list[str],
+    Field(min_length=1, max_length=len(SCOPES), description=", ".join(SCOPES)),
+    AfterValidator(_known),
+]
+Time = Annotated[int, AfterValidator(_ahead)]
+
+
 class KeyRequest(Body):
     """A key to be made."""
 
     name: Name
     owner: str | None = Field(None, pattern=LABEL, description="Whose things it sees; default your own")
-    scopes: Scopes = Field(list(USER_SCOPES), description=f"Of {', '.join(SCOPES)}")
-    expires_at: int | None = Field(None, description="In seconds since 1970; default never")
+    scopes: Scopes = Field(list(USER_SCOPES))
+    expires_at: Time | None = Field(None, description="In seconds since 1970; default never")
     limits: Limits = Limits()
 
-    @field_validator("scopes")
-    @classmethod
-    def _known(cls, scopes: list[str]) -> list[str]:
-        if unknown := [scope for scope in scopes if scope not in SCOPES]:
-            raise ValueError(f"{unknown[0][:64]!r} is no scope; there are {', '.join(SCOPES)}.")
-        return sorted(set(scopes))
 
-    @field_validator("expires_at")
-    @classmethod
-    def _ahead(cls, time: int | None) -> int | None:
-        # Up to the year 9999, the last one that a date can have.
-        if time is not None and not datetime.now(UTC).timestamp() < time < 253_000_000_000:
-            raise ValueError("lies in the past, or is not in seconds.")
-        return time
+class KeyChange(Body):
+    """What is to be different about a key; what is absent stays."""
+
+    name: Name | None = None
+    scopes: Scopes | None = None
+    expires_at: Time | None = Field(None, description="In seconds since 1970")
+    limits: Limits | None = Field(None, description="All of them anew: one that is left out is lifted")
 
 
 def _shown(row: ApiKey) -> JsonObject:
@@ -160,23 +175,54 @@ async def revoke_api_key(key_id: str, session: OpenSession) -> JsonObject:
     return await _revoke(session, key_id)
 
 
-async def _revoke(session: AsyncSession, key_id: str) -> JsonObject:
+@everybodys.post("/{key_id}")
+async def change_api_key(key_id: str, body: KeyChange, session: OpenSession) -> JsonObject:
+    """Change a key's name, scopes, limits or end; whose it is and its secret stay. Holds at once.
+
+    `{"limits": {"running_jobs": 4}}`
+    """
+    row = await _usable(session, key_id)
+    if body.scopes is not None and ADMIN not in body.scopes:
+        await _keep_an_admin(session, row)
+    changes = body.model_dump(include={"name", "scopes"}, exclude_none=True)
+    if body.limits is not None:
+        changes |= body.limits.model_dump()
+    if body.expires_at is not None:
+        changes["expires_at"] = datetime.fromtimestamp(body.expires_at, UTC)
+    for name, value in changes.items():
+        setattr(row, name, value)
+    await session.flush()
+    return _shown(row)
+
+
+async def _usable(session: AsyncSession, key_id: str) -> ApiKey:
+    """A key that is to be changed, and nobody else changes any meanwhile. Raises NotFound, InvalidRequest."""
     await session.execute(select(func.pg_advisory_xact_lock(ADMINS_LOCK)))
     row = await _find(session, key_id)
     if row.revoked_at is not None:
         raise InvalidRequest(f"The key {key_id} is revoked already.", param="key_id", code="already_revoked")
-    other = select(ApiKey.id).where(
-        ApiKey.id != key_id,
-        ApiKey.scopes.contains(["admin:write"]),
+    return row
+
+
+async def _keep_an_admin(session: AsyncSession, row: ApiKey) -> None:
+    """Raises InvalidRequest where nobody could make keys without this one."""
+    others = select(ApiKey.id).where(
+        ApiKey.id != row.id,
+        ApiKey.scopes.contains([ADMIN]),
         ApiKey.revoked_at.is_(None),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
     )
-    if "admin:write" in row.scopes and await session.scalar(other.limit(1)) is None:
+    if ADMIN in row.scopes and await session.scalar(others.limit(1)) is None:
         raise InvalidRequest(
             "This is the last key that may make keys; make another first.",
             param="key_id",
             code="last_admin_key",
         )
+
+
+async def _revoke(session: AsyncSession, key_id: str) -> JsonObject:
+    row = await _usable(session, key_id)
+    await _keep_an_admin(session, row)
     row.revoked_at = datetime.now(UTC)
     return {"id": key_id, "object": "api_key.deleted", "deleted": True}
 

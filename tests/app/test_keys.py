@@ -139,6 +139,24 @@ def test_two_admins_cannot_revoke_each_other_at_once(api: Api, http: httpx2.Clie
         assert http.get(f"{KEYS}/{first}").json()["revoked_at"] is None
 
 
+def test_a_key_can_be_changed_but_not_its_owner(api: Api, http: httpx2.Client) -> None:
+    made = make(http, limits={"requests_per_minute": 1000, "running_jobs": 1})
+    with api.http(made["value"]) as other:
+        assert other.get("/v1/files").status_code == 200
+        change = {"scopes": ["generate"], "limits": {"storage_bytes": 9}, "expires_at": int(time.time()) + 60}
+        changed = http.post(f"{KEYS}/{made['id']}", json=change).json()
+        assert changed == http.get(f"{KEYS}/{made['id']}").json()
+        assert changed["name"] == made["name"]
+        assert changed["limits"] == {"requests_per_minute": None, "running_jobs": None, "storage_bytes": 9}
+        assert changed["expires_at"] == change["expires_at"]
+        assert other.get("/v1/files").status_code == 403
+    assert http.post(f"{KEYS}/{made['id']}", json={"owner": "x"}).json()["error"]["param"] == "owner"
+    me = http.get(f"{KEYS}/me").json()["id"]
+    refused = http.post(f"{KEYS}/{me}", json={"scopes": ["generate"]}).json()["error"]
+    assert refused["code"] == "last_admin_key"
+    assert http.post(f"{KEYS}/00000000", json={"name": "x"}).status_code == 404
+
+
 def test_keys_are_listed_page_by_page(http: httpx2.Client) -> None:
     made = {make(http, owner="pages")["id"] for _ in range(3)}
     seen: list[str] = []

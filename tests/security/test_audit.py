@@ -60,6 +60,9 @@ class Doer:
                 return lambda: http.post("/v1/api_keys", json={"name": "spare"})
             case "DELETE /v1/api_keys/me":
                 return self.own_key()
+            case "POST /v1/api_keys/{key_id}":
+                key_id = self.key()
+                return lambda: http.post(f"/v1/api_keys/{key_id}", json={"name": "renamed"})
             case "DELETE /v1/api_keys/{key_id}":
                 key_id = self.key()
                 return lambda: http.delete(f"/v1/api_keys/{key_id}")

@@ -18,6 +18,7 @@ LISTS = [call for call in CALLS if call.method == "GET" and not call.params and 
 # What a body must hold to be looked at, where the path alone is not enough.
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("upload", b"x")}},
+    "POST /v1/api_keys/{key_id}": {"json": {"name": "mine"}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part_0"]}},
 }
 # For admins only, who see everybody's.
