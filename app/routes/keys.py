@@ -40,8 +40,8 @@ class Limits(Body):
 
 
 def _known(scopes: list[str]) -> list[str]:
-    if unknown := [scope for scope in scopes if scope not in SCOPES]:
-        raise ValueError(f"there is no such scope as {unknown[0][:32]!r}; there are {', '.join(SCOPES)}.")
+    if unknown := [str(place) for place, scope in enumerate(scopes, 1) if scope not in SCOPES]:
+        raise ValueError(f"number {', '.join(unknown)} is no scope; there are {', '.join(SCOPES)}.")
     return sorted(set(scopes))
 
 

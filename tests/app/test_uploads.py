@@ -128,7 +128,7 @@ def test_what_complete_refuses_leaves_the_upload_pending(client: OpenAI, pending
         ({"part_ids": []}, "invalid_value"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
-            client.uploads.complete(pending.id, **body)  # type: ignore[arg-type]
+            client.uploads.complete(pending.id, **body)
         assert refused.value.code == code, body
     right = hashlib.md5(b"aaaabbbbcccc", usedforsecurity=False).hexdigest().upper()
     assert client.uploads.complete(pending.id, part_ids=ids, md5=right).status == "completed"

@@ -14,6 +14,7 @@ from app.multipart import MAX_FIELD_BYTES, MAX_FIELDS
 from tests.security.things import good, make_file
 
 JOBS = "/v1/fine_tuning/jobs"
+JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
@@ -24,8 +25,8 @@ def padded(size: int) -> bytes:
 
 
 def test_a_json_body_has_16_mib_and_not_a_byte_more(http: httpx2.Client) -> None:
-    assert http.post("/v1/completions", content=padded(MAX_JSON_BYTES)).status_code == 404
-    refused = http.post("/v1/completions", content=padded(MAX_JSON_BYTES + 1))
+    assert http.post("/v1/completions", content=padded(MAX_JSON_BYTES), headers=JSON).status_code == 404
+    refused = http.post("/v1/completions", content=padded(MAX_JSON_BYTES + 1), headers=JSON)
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
 
 
@@ -34,8 +35,8 @@ def test_nor_has_one_that_does_not_say_how_long_it_is(http: httpx2.Client) -> No
         body = padded(size)
         return (body[at : at + 65536] for at in range(0, size, 65536))
 
-    assert http.post("/v1/completions", content=pieces(MAX_JSON_BYTES)).status_code == 404
-    assert http.post("/v1/completions", content=pieces(MAX_JSON_BYTES + 1)).status_code == 413
+    assert http.post("/v1/completions", content=pieces(MAX_JSON_BYTES), headers=JSON).status_code == 404
+    assert http.post("/v1/completions", content=pieces(MAX_JSON_BYTES + 1), headers=JSON).status_code == 413
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def test_json_is_64_levels_deep_and_not_one_more(http: httpx2.Client) -> None:
 def test_no_depth_breaks_anything(http: httpx2.Client, levels: int, opening: str, closing: str) -> None:
     deep = opening * levels + "1" + closing * levels
     for content in (deep, f'{{"metadata": {deep}}}', f'{{"method": {{"type": "dpo", "dpo": {deep}}}}}'):
-        assert http.post(JOBS, content=content).status_code == 400
+        assert http.post(JOBS, content=content, headers=JSON).status_code == 400
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip", "x"])

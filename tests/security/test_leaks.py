@@ -19,6 +19,7 @@ from tests.security.served import serve
 from tests.security.things import good, make_job
 
 CANARY = "Xq7canaryvalueZ"
+JSON = {"content-type": "application/json"}
 # A refusal that has to name what was not found, as OpenAI's do: an id, or a model's name.
 NAMING = {
     "model_not_found",
@@ -91,11 +92,14 @@ def talk(service: Service, http: httpx2.Client) -> None:
     for path, verbs in document["paths"].items():
         for verb, operation in verbs.items():
             url = path.replace("{", "").replace("}", "")
+            if (verb, path) == ("delete", "/v1/api_keys/me"):
+                continue  # it would work
             for sent in sendings(operation, document["components"]["schemas"]):
                 service.answers.append(http.request(verb, url, **sent))
             service.answers.append(http.request(verb, path.replace("{", CANARY).replace("}", "")))
     for content in (CANARY, f'{{"{CANARY}', f'["{CANARY}"]', f'"{CANARY}"', "[" * 100_000):
-        service.answers.append(http.post("/v1/fine_tuning/jobs", content=content))
+        answer = http.post("/v1/fine_tuning/jobs", content=content, headers=JSON)
+        service.answers.append(answer)
     service.answers.append(http.post("/v1/files", data={"purpose": CANARY}, files={"file": CANARY.encode()}))
     service.answers.append(http.get(f"/v1/files?key={service.key}"))
     service.answers.append(http.get(f"/v1/files/{service.key}"))
@@ -115,7 +119,7 @@ def sendings(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dic
     body = content.get("application/json", {}).get("schema", {})
     fields = schemas.get(str(body.get("$ref", "")).rsplit("/", 1)[-1], {}).get("properties", {})
     for name in fields:
-        for value in (CANARY, [CANARY], {CANARY: CANARY}, {"type": CANARY}, [[{"x": CANARY}]]):
+        for value in (CANARY, [CANARY], {"type": CANARY, "more": [CANARY]}):
             yield {"json": {name: value}}
     if fields:
         yield {"json": {"unknown": CANARY}}
