@@ -18,7 +18,7 @@ from app.settings import Settings
 from tests.security.served import serve
 from tests.security.things import good, make_job
 
-CANARY = "Xq7canaryvalueZ"
+CANARY = "Xq7!canary!valueZ"  # no label may hold a "!"
 JSON = {"content-type": "application/json"}
 # A refusal that has to name what was not found, as OpenAI's do: an id, or a model's name.
 NAMING = {
