@@ -86,6 +86,7 @@ def test_no_list_shows_anything_of_another_owner(call: Call, stranger: httpx2.Cl
         ("POST", "/v1/fine_tuning/jobs", {"model": "tiny-gpt2"}, "validation_file", "file_id"),
         ("POST", "/v1/fine_tuning/jobs", {}, "model", "model"),
         ("POST", "/v1/fine_tuning/jobs", {}, "model", "checkpoint"),
+        ("POST", "/v1/fine_tuning/jobs", {"model": "tiny-gpt2"}, "from_checkpoint", "saved_step"),
         ("POST", "/v1/completions", {"prompt": "x"}, "model", "model"),
         ("POST", "/v1/completions", {"prompt": "x"}, "model", "checkpoint"),
         ("POST", "/v1/uploads/{upload}/complete", {}, "part_ids", "part_id"),
@@ -93,6 +94,7 @@ def test_no_list_shows_anything_of_another_owner(call: Call, stranger: httpx2.Cl
         ("GET", "/v1/fine_tuning/jobs", {}, "after", "job_id"),
         ("GET", "/v1/fine_tuning/jobs/{job}/events", {}, "after", "event_id"),
         ("GET", "/v1/fine_tuning/jobs/{job}/checkpoints", {}, "after", "checkpoint_id"),
+        ("GET", "/v1/fine_tuning/jobs/{job}/events/stream", {}, "after", "event_id"),
     ],
 )
 def test_nor_can_it_be_reached_through_a_reference(
@@ -122,7 +124,10 @@ def test_every_cursor_is_tried(theirs: Things) -> None:
     """A list that takes `after` and is not tried above would be a hole in this file."""
     document = create_app(Settings(database_url="postgresql://x/y", redis_url="redis://x")).openapi()
     tried = {"/v1/files", "/v1/fine_tuning/jobs", *ADMINS}
-    tried |= {f"/v1/fine_tuning/jobs/{{job_id}}/{list_}" for list_ in ("events", "checkpoints", "metrics")}
+    tried |= {
+        f"/v1/fine_tuning/jobs/{{job_id}}/{list_}"
+        for list_ in ("events", "checkpoints", "metrics", "events/stream")
+    }
     found = {
         path
         for path, verbs in document["paths"].items()

@@ -19,6 +19,7 @@ UNKNOWN = {
     "event_id": "ftevent-000000000000000000000000",
     "checkpoint_id": "ftckpt_000000000000000000000000",
     "checkpoint": "ft:tiny-gpt2:finetuned::00000000:ckpt-step-1",
+    "saved_step": "ftjob-000000000000000000000000:1",
 }
 ROW = b'{"text": "x"}\n'
 
@@ -105,6 +106,7 @@ def make_things(http: httpx2.Client, settings: Settings, owner: str, word: str) 
         "job_id": job["id"],
         "model": name,
         "checkpoint": f"{name}:ckpt-step-1",
+        "saved_step": f"{job['id']}:1",
         "upload_id": upload,
         "part_id": make_part(http, upload),
         "key_id": good(http.get("/v1/api_keys/me"))["id"],
