@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from app.encoding import Encoded, Encoder
 from app.recipe import Recipe
 from tests.training.conftest import sentences, write_rows
 from worker.training import data
-from worker.training.batches import lay, order
+from worker.training.batches import Layout, lay, order
 from worker.training.data import Encodings, Windows, encode, split
 from worker.training.failure import Failure
 
@@ -159,16 +160,16 @@ def test_every_epoch_has_an_order_of_its_own_and_nothing_else_moves_it() -> None
     assert len({tuple(order(50, seed, epoch)) for seed in (7, 8) for epoch in (0, 1)}) == 4
 
 
-@given(st.lists(st.integers(2, 60), min_size=1, max_size=12), st.booleans())
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=12), st.sampled_from(get_args(Layout)))
 def test_a_batch_holds_every_example_once_and_points_at_its_targets(
-    lengths: list[int], packing: bool
+    lengths: list[int], layout: Layout
 ) -> None:
     examples, at = [], 1
     for length in lengths:
         tokens = np.arange(at, at + length, dtype=np.uint32)
         examples.append((tokens, np.arange(length) % 2 == 1))
         at += length
-    batch = lay(examples, packing, max_length=60, pad=0)
+    batch = lay(examples, layout, max_length=60, pad=0)
     flat = batch.ids.reshape(-1)
     assert sorted(flat[flat > 0].tolist()) == list(range(1, at))
     assert (flat[batch.sources + 1] == batch.targets).all()
@@ -186,9 +187,10 @@ def test_a_batch_holds_every_example_once_and_points_at_its_targets(
 def test_packing_wastes_little() -> None:
     lengths = np.random.default_rng(0).geometric(1 / 45, 64).clip(3, 256)
     examples = [(np.ones(n, np.uint32), np.arange(n) > 0) for n in lengths]
-    batch = lay(examples, True, max_length=256, pad=0)
+    batch = lay(examples, "rows", max_length=256, pad=0)
     assert batch.ids.numel() < 1.08 * lengths.sum()
-    assert lay(examples, False, max_length=256, pad=0).ids.numel() > 3 * lengths.sum()
+    assert lay(examples, "line", max_length=256, pad=0).ids.numel() == lengths.sum()
+    assert lay(examples, "apart", max_length=256, pad=0).ids.numel() > 3 * lengths.sum()
 
 
 def test_the_settings_that_matter_are_in_the_key(encoder: Encoder, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from worker.training.batches import lay
 from worker.training.events import Notice
 from worker.training.failure import is_out_of_memory
 from worker.training.prepare import Parts
@@ -39,8 +38,8 @@ def accumulate(parts: Parts, pulse: Pulse) -> Accumulated:
             if pulse.asked and device.world == 1:
                 dropped = True
                 break
-            batch = lay(mine[at : at + progress.micro], model.packing, parts.max_length, model.end)
-            losses.append(model.learn(batch.to(device.place), scale))
+            batch = model.lay(mine[at : at + progress.micro], parts.max_length)
+            losses.append(model.learn(batch, scale))
             pulse.tick()
     except Exception as error:
         if not is_out_of_memory(error):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from worker.training.data import Mask, Tokens
 
+# apart: a row for each example; rows: packed, about as wide as the longest; line: all in one row.
+Layout = Literal["apart", "rows", "line"]
 # A row is at least this wide, so that a batch of short texts still makes few rows.
 MIN_ROW = 128
 
@@ -23,13 +26,14 @@ class Batch:
     sources: torch.Tensor  # flat indices of the hidden states that predict something
     targets: torch.Tensor  # the token each of them should predict
     tokens: int  # real ones
+    documents: list[int] | None = None  # in a line: the examples' lengths, in its order
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
         positions = None if self.positions is None else _move(self.positions, device)
         ids, sources, targets = (_move(t, device) for t in (self.ids, self.sources, self.targets))
-        return Batch(ids, positions, sources, targets, self.tokens)
+        return Batch(ids, positions, sources, targets, self.tokens, self.documents)
 
 
 def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -44,10 +48,10 @@ def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return found
 
 
-def lay(examples: Sequence[tuple[Tokens, Mask]], packing: bool, max_length: int, pad: int) -> Batch:
+def lay(examples: Sequence[tuple[Tokens, Mask]], layout: Layout, max_length: int, pad: int) -> Batch:
     """Lays examples into rows; what fills a row up is never a target and never seen by one."""
     lengths = [len(tokens) for tokens, _ in examples]
-    rows = _pack(lengths, max_length) if packing else [[i] for i in range(len(lengths))]
+    rows = _rows(lengths, layout, max_length)
     width = max(sum(lengths[i] for i in row) for row in rows)
     ids = np.full((len(rows), width), pad, np.int64)
     positions = np.zeros((len(rows), width), np.int64)
@@ -62,14 +66,22 @@ def lay(examples: Sequence[tuple[Tokens, Mask]], packing: bool, max_length: int,
             at = end
         positions[row, at:] = np.arange(width - at)  # the filling is a document of its own
     targets = np.flatnonzero(trained)
-    packed = any(len(row) > 1 for row in rows)
+    packed = layout == "line" or any(len(row) > 1 for row in rows)
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(positions) if packed else None,
         torch.from_numpy(targets - 1),
         torch.from_numpy(ids.reshape(-1)[targets]),
         sum(lengths),
+        lengths if layout == "line" else None,
     )
+
+
+def _rows(lengths: Sequence[int], layout: Layout, max_length: int) -> list[list[int]]:
+    everything = list(range(len(lengths)))
+    if layout == "line":
+        return [everything]
+    return _pack(lengths, max_length) if layout == "rows" else [[i] for i in everything]
 
 
 def _pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from app.encoding import Encoder
 from app.recipe import Recipe
-from worker.training.batches import lay
 from worker.training.data import Share
 from worker.training.events import Evaluated, Sampled
 from worker.training.model import Model
@@ -23,7 +22,7 @@ def evaluate(
     for at in range(device.rank * size, len(data), device.world * size):
         beat()
         examples = [data.example(i) for i in range(at, min(at + size, len(data)))]
-        batch = lay(examples, model.packing, max_length, model.end).to(device.place)
+        batch = model.lay(examples, max_length)
         score = model.score(batch)
         loss, correct, tokens = (
             loss + float(score.loss),

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# Tokens whose logits exist at once. CPU: larger chunks are no faster (measured at 50,257 x 256).
-CHUNK = {"cpu": 512, "cuda": 8_192}
+# Tokens whose logits exist at once, at most. CPU: larger chunks are no faster (measured at 50,257 x 256).
+CHUNK = {"cpu": 1_024, "cuda": 8_192}
+# A probability below this has lost digits, on its way to zero.
+FAINT = 1e-30
 # Matrix products like the vocabulary's side to be a multiple of this: 5 to 10 % at 50,257 on a CPU.
 ROUND = 64
 
@@ -50,11 +52,11 @@ class Head:
         backward = torch.empty_like(source)
         into = self._into()
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = CHUNK[hidden.device.type]
+        size = _chunk(hidden)
         for at in range(0, len(targets), size):
             part, wanted = source[at : at + size], targets[at : at + size]
             logits = self._score(part, weight)
-            total += _to_gradient(logits, wanted)
+            total += _to_gradient(logits, wanted, part, weight)
             if self._dtype != torch.float32:
                 logits = logits.mul_(scale).to(self._dtype)  # scaled first: fp16 would lose the small ones
                 torch.mm(logits, weight, out=backward[at : at + size])
@@ -74,7 +76,7 @@ class Head:
         """Loss and accuracy without gradients."""
         weight = self._padded.to(self._dtype)
         loss, correct = (torch.zeros((), dtype=torch.float64, device=hidden.device) for _ in range(2))
-        size = CHUNK[hidden.device.type]
+        size = _chunk(hidden)
         for at in range(0, len(targets), size):
             wanted = targets[at : at + size]
             logits = self._score(hidden[at : at + size].to(self._dtype), weight)
@@ -120,22 +122,34 @@ class WholeHead:
         return Score(loss, (logits.argmax(-1) == targets).sum())
 
 
-def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turns fp32 logits into d(loss)/d(logits) in place; returns the summed loss."""
+def _chunk(hidden: Tensor) -> int:
+    """Chunks of one size: a small last one would be slow."""
+    count = max(1, len(hidden))
+    return -(-count // -(-count // CHUNK[hidden.device.type]))
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Turns fp32 logits into d(loss)/d(logits) in place; returns the summed loss.
+
+    On a CPU each pass over the logits counts, so the losses are read off the softmax.
+    """
     at = targets.unsqueeze(1)
     if logits.is_cuda:
         losses = torch.logsumexp(logits, 1, keepdim=True) - logits.gather(1, at)
         torch.softmax(logits, 1, out=logits)
     else:
-        losses = _softmax(logits, at)
+        wanted = logits.gather(1, at)
+        torch.softmax(logits, 1, out=logits)
+        chances = logits.gather(1, at)
+        losses = -chances.log()
+        if (faint := (chances < FAINT).squeeze(1)).any():
+            losses[faint] = _faint(logits[faint], wanted[faint], hidden[faint], weight)
     logits.scatter_add_(1, at, torch.full_like(losses, -1.0))
     return losses.sum()
 
 
-def _softmax(logits: Tensor, at: Tensor) -> Tensor:
-    """Softmax in place and the losses out of it, sparing another pass over the logits where digits allow."""
-    wanted, highest = logits.gather(1, at), logits.amax(1, keepdim=True)
-    hopeless = (wanted < highest - 60).any()
-    losses = torch.logsumexp(logits, 1, keepdim=True) - wanted if hopeless else None
-    torch.softmax(logits, 1, out=logits)
-    return losses if losses is not None else -logits.gather(1, at).log()
+def _faint(chances: Tensor, wanted: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Losses of targets whose chance is next to nothing, from the likeliest token's logit instead."""
+    likeliest = chances.max(1, keepdim=True)
+    logit = (hidden.float() * weight[likeliest.indices.squeeze(1)].float()).sum(1, keepdim=True)
+    return logit - likeliest.values.log() - wanted

@@ -1,7 +1,7 @@
 """A causal language model from a Hugging Face folder, taken apart into a body and a head."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.activations import NewGELUActivation
 
 from app.recipe import Recipe
-from worker.training.batches import Batch, lay
+from worker.training import attention, dropout, lookup
+from worker.training.batches import Batch, Layout, lay
+from worker.training.data import Mask, Tokens
 from worker.training.device import Device
 from worker.training.failure import Failure
 from worker.training.head import Head, Score, WholeHead
@@ -34,7 +36,8 @@ class Model:
         self.network, self.device = network, device
         self.positions = longest(network.config)
         self.end = 0
-        self.packing = recipe.packing
+        self.layout: Layout = "apart"
+        self._attention = network.config._attn_implementation
         self._body: Any = network.base_model
         self._output: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._head: Head | WholeHead = WholeHead(self._output)
@@ -50,12 +53,33 @@ class Model:
             raise Failure(
                 "invalid_model", "This model's output layer is not a plain one; it cannot be trained here."
             )
-        if self.packing and not self._packing_agrees():
-            self.packing = False
+        if recipe.packing and not any(self._lays_exactly(layout) for layout in self._layouts(recipe)):
+            self._choose("apart")
             unusual.append("packing")
         if recipe.torch_compile:
             self._body = torch.compile(self._body, dynamic=True)
         return unusual
+
+    @property
+    def packing(self) -> bool:
+        """Whether examples share a row."""
+        return self.layout != "apart"
+
+    def _choose(self, layout: Layout) -> None:
+        self.layout = layout
+        # Only a line comes with its documents: anything else would get no mask from our attention.
+        self.network.set_attn_implementation(attention.NAME if layout == "line" else self._attention)
+
+    def _layouts(self, recipe: Recipe) -> list[Layout]:
+        """Packed layouts to try, the fastest first."""
+        slow = (
+            self.device.place.type == "cuda" or recipe.torch_compile
+        )  # a kernel, or a program, for each text
+        return ["rows"] if slow or not attention.suits(self.network) else ["line", "rows"]
+
+    def lay(self, examples: Sequence[tuple[Tokens, Mask]], max_length: int) -> Batch:
+        """A batch on the device."""
+        return lay(examples, self.layout, max_length, self.end).to(self.device.place)
 
     def learn(self, batch: Batch, scale: float) -> Tensor:
         """Forward and backward of scale x the summed loss; returns the unscaled sum on the device."""
@@ -110,41 +134,44 @@ class Model:
         return found
 
     def _hidden(self, batch: Batch) -> Tensor:
-        # use_cache=False is what makes restarting positions isolate packed examples; with a cache they leak.
         with self.device.autocast():
-            out = self._body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
+            return self._states(batch)
+
+    def _states(self, batch: Batch) -> Tensor:
+        """The body's states at the places that predict something."""
+        # use_cache=False is what makes restarting positions isolate packed examples; with a cache they leak.
+        more = {} if batch.documents is None else {"documents": batch.documents}
+        out = self._body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **more)
         states: Tensor = out.last_hidden_state
         return states.reshape(-1, states.shape[-1]).index_select(0, batch.sources)
 
-    def _probe(self, packing: bool, lengths: tuple[int, ...]) -> Batch:
+    def _probe(self, layout: Layout, lengths: tuple[int, ...]) -> Batch:
         random = np.random.default_rng(0)
         vocabulary = self.network.config.get_text_config().vocab_size
         examples = [
             (random.integers(0, vocabulary, n).astype(np.uint32), np.arange(n) > 0)
             for n in (min(n, self.positions) for n in lengths)
         ]
-        return lay(examples, packing, min(self.positions, sum(lengths)), 0).to(self.device.place)
+        return lay(examples, layout, min(self.positions, sum(lengths)), 0).to(self.device.place)
 
     @torch.no_grad()
     def _head_agrees(self) -> bool:
-        batch = self._probe(packing=False, lengths=(9,))
+        batch = self._probe("apart", lengths=(9,))
         own = self.logits(batch.ids).reshape(-1, self.network.config.get_text_config().vocab_size)
         loss = nn.functional.cross_entropy(own[batch.sources], batch.targets, reduction="sum")
         tolerance = SAME if self.device.precision == "fp32" else 0.05
         return abs(float(self.score(batch).loss) - float(loss)) <= tolerance * max(1.0, abs(float(loss)))
 
     @torch.no_grad()
-    def _packing_agrees(self) -> bool:
-        """Packed rows must give what rows of their own give, whatever the architecture makes of positions."""
+    def _lays_exactly(self, layout: Layout) -> bool:
+        """Packed examples must give what they give apart, whatever the architecture makes of positions."""
         lengths = (7, 6, 5)  # packing keeps this order
         with self.resting(), torch.autocast(self.device.place.type, enabled=False):
-            together, apart = (self._plain(self._probe(packing, lengths)) for packing in (True, False))
+            self._choose("apart")
+            apart = self._states(self._probe("apart", lengths))
+            self._choose(layout)
+            together = self._states(self._probe(layout, lengths))
         return float((together - apart).abs().max()) <= SAME * float(apart.abs().max())
-
-    def _plain(self, batch: Batch) -> Tensor:
-        out = self._body(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
-        found: Tensor = out.reshape(-1, out.shape[-1])[batch.sources]
-        return found
 
 
 def longest(config: PretrainedConfig) -> int:
@@ -174,6 +201,14 @@ def inspect(folder: Path) -> None:
         raise Failure(
             "invalid_model", "The base model has no safetensors weights; pickled ones are never read."
         )
+
+
+def _quicken(network: PreTrainedModel, device: Device) -> None:
+    """Parts that compute the same, faster."""
+    _fuse_activations(network)
+    if device.place.type == "cpu":
+        dropout.replace(network)
+        lookup.replace(network)
 
 
 def _fuse_activations(network: nn.Module) -> None:
@@ -206,6 +241,6 @@ def load(folder: Path, recipe: Recipe, device: Device) -> PreTrainedModel:
     # Kernels may round otherwise on other alignments: memory of torch's own, not the file's mapping.
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()
-    _fuse_activations(network)
+    _quicken(network, device)
     network.train()
     return network.to(device.place)  # type: ignore[arg-type, no-any-return]
