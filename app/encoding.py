@@ -50,6 +50,10 @@ class Encoded(NamedTuple):
     ids: list[int]
     trained: list[tuple[int, int]]
 
+    def prompt(self) -> list[int]:
+        """What stands before the first target."""
+        return self.ids[: self.trained[0][0]] if self.trained else self.ids
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -92,13 +96,25 @@ class Encoder:
 
         Raises EncodingError with the line of an example the chat template refuses.
         """
-        cut = [self._segments(example, train_on_inputs) for example in examples]
-        flat = [segment for segments in cut for segment in segments]
-        tokens = iter(self._batch(flat))
-        return [
-            self._join(example, [(s, next(tokens)) for s in parts])
-            for example, parts in zip(examples, cut, strict=True)
-        ]
+        return self._encode([(e, self._segments(e, train_on_inputs)) for e in examples])
+
+    def encode_answers(self, pairs: Sequence[Preference]) -> list[tuple[Encoded, Encoded]]:
+        """The preferred and the other answer of each pair, both after the same prompt, which is not trained.
+
+        Raises EncodingError with the line of a pair that the chat template refuses, or whose prompt it words
+        otherwise for one answer than for the other.
+        """
+        chats = [chat for pair in pairs for chat in _answers(pair)]
+        found = self._encode([(chat, self._turns(chat, False, given)) for chat, given in chats])
+        both = list(zip(found[::2], found[1::2], strict=True))
+        for pair, (preferred, rejected) in zip(pairs, both, strict=True):
+            if preferred.prompt() != rejected.prompt():
+                raise EncodingError("the chat template words the prompt by its answer", pair.line)
+        return both
+
+    def _encode(self, cut: list[tuple[Example, list[Segment]]]) -> list[Encoded]:
+        tokens = iter(self._batch([segment for _, segments in cut for segment in segments]))
+        return [self._join(example, [(s, next(tokens)) for s in parts]) for example, parts in cut]
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a text that is to be continued."""
@@ -127,13 +143,16 @@ class Encoder:
             raise EncodingError("a preference pair is for the method dpo alone", example.line)
         return self._turns(example, train_on_inputs)
 
-    def _turns(self, chat: Chat, train_on_inputs: bool) -> list[Segment]:
-        """The conversation as the model will see it, cut where each turn of the assistant begins and ends."""
+    def _turns(self, chat: Chat, train_on_inputs: bool, given: int = 0) -> list[Segment]:
+        """The conversation as the model will see it, cut where each turn of the assistant begins and ends.
+
+        The first `given` messages are one segment, which is not learned.
+        """
         messages = [_plain(message) for message in chat.messages]
         segments: list[Segment] = []
         done = ""
         for at, message in enumerate(chat.messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or at < given:
                 continue
             before = self._render(chat, messages[:at], ask=True)
             after = self._render(chat, messages[: at + 1], ask=False)
@@ -223,6 +242,17 @@ def _word(token: object) -> str | None:
 def _ids(config: dict[str, Any]) -> list[int]:
     found = config.get("eos_token_id")
     return [i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)]
+
+
+def _answers(pair: Preference) -> list[tuple[Chat, int]]:
+    """Two conversations, and how many messages of each are the prompt. All of an answer is learned."""
+    return [
+        (
+            Chat(pair.line, pair.messages + [m | {"weight": 1} for m in answer], pair.tools),
+            len(pair.messages),
+        )
+        for answer in (pair.preferred, pair.rejected)
+    ]
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:

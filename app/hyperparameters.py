@@ -90,6 +90,20 @@ def optimizer_line(line: str) -> dict[str, object]:
     return found | {"optimizer": "adamw" if is_adam else line.strip()}
 
 
+def understood(values: Mapping[str, object]) -> dict[str, object]:
+    """Fields as meant: a card's optimizer line taken apart, what pairs need where nothing is said."""
+    found = dict(values)
+    if isinstance(line := found.pop("optimizer", None), str):
+        found = {**optimizer_line(line), **found}
+    elif line is not None:
+        found["optimizer"] = line
+    if found.get("beta") is not None:
+        found = {"excess_length": "truncate", **found}
+        # Dropout is noise in both answers' likelihoods, larger than their difference at the start.
+        found["dropout"] = 0.0 if found.get("dropout", "auto") == "auto" else found["dropout"]
+    return found
+
+
 def refuse(field: str, why: str) -> Never:
     """For the recipe's validators: a contradiction, laid at the door of one field."""
     raise PydanticCustomError("contradictory_value", "{why}", {"field": field, "why": why})

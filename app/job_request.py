@@ -24,8 +24,12 @@ class Method(Body):
     """How to train. Siblings for other types than `type` are ignored, as OpenAI does."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: MethodOptions = MethodOptions()
-    dpo: MethodOptions = MethodOptions()
+    supervised: MethodOptions = Field(MethodOptions(), description="Learn the answers of a file")
+    dpo: MethodOptions = Field(
+        MethodOptions(),
+        description="Learn which of two answers is preferred; the file holds preference pairs, and the "
+        "hyperparameters may say `beta`",
+    )
     reinforcement: Values = Field({})
 
 
@@ -77,7 +81,7 @@ def merge(request: JobRequest) -> tuple[Method, Values]:
     method = request.method or Method(type="supervised")
     if method.type == "reinforcement":
         raise InvalidRequest(
-            "Reinforcement fine-tuning is not offered; use `supervised`.",
+            "Reinforcement fine-tuning is not offered; use `supervised` or `dpo`.",
             param="method.type",
             code="unsupported_method",
         )

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from app.contradictions import refuse_contradictions
 from app.hyperparameters import RecipeError as RecipeError  # callers catch it from here
-from app.hyperparameters import canonical, check_openai_range, first_problem, optimizer_line, refuse
+from app.hyperparameters import canonical, check_openai_range, first_problem, understood
 
 Auto = Literal["auto"]
 Method = Literal["supervised", "dpo"]
@@ -78,8 +79,8 @@ class Recipe(BaseModel):
     # Optimizer and schedule
     learning_rate: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
         "auto",
-        description="Peak learning rate. auto: 5e-5 x sqrt(124M / parameters), between 1e-5 and 1e-3; "
-        "for LoRA ten times that, times learning_rate_multiplier.",
+        description="Peak learning rate. auto: 5e-5 x sqrt(124M / parameters), between 1e-5 and 1e-3; for "
+        "LoRA ten times that, for preference pairs a tenth; times learning_rate_multiplier.",
     )
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = Field(
         "auto", description="Factor on the automatic learning rate. auto: 1."
@@ -128,7 +129,9 @@ class Recipe(BaseModel):
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
     torch_compile: bool = Field(False, description="Compile the body; pays on long jobs on a GPU.")
-    dropout: Fraction | Auto = Field("auto", description="Dropout in the model. auto: as its config says.")
+    dropout: Fraction | Auto = Field(
+        "auto", description="Dropout in the model. auto: as its config says; for preference pairs none."
+    )
 
     # Text
     max_length: Annotated[int, Field(ge=2, le=1_048_576)] | Auto = Field(
@@ -137,7 +140,8 @@ class Recipe(BaseModel):
     excess_length: Literal["split", "truncate", "drop", "error"] = Field(
         "split",
         description="What becomes of a longer example. split: windows that overlap by one token, so that "
-        "every token is trained once. What was done is counted and reported.",
+        "every token is trained once. A preference pair is never split, but by default truncated: its prompt "
+        "loses its beginning, then its answers their ends. What was done is counted and reported.",
     )
     packing: bool = Field(
         True,
@@ -145,6 +149,13 @@ class Recipe(BaseModel):
     )
     train_on_inputs: bool = Field(
         False, description="Also learn the prompts and the others' messages, not only answers."
+    )
+
+    # Preference pairs
+    beta: Annotated[float, Field(gt=0, le=2)] | Auto | None = Field(
+        None,
+        description="With method dpo alone: how strongly the model is held to what it was, as the factor of "
+        "the log-ratios in the loss. auto: 0.1.",
     )
 
     # Validation and samples
@@ -195,10 +206,6 @@ class Recipe(BaseModel):
 
         Raises RecipeError naming the field as the caller wrote it.
         """
-        if method != "supervised":
-            raise RecipeError(
-                "method", f"Method '{method}' is not offered; use 'supervised'.", "unsupported_method"
-            )
         written: dict[str, str] = {}
         values: dict[str, object] = {}
         for key, value in hyperparameters.items():
@@ -208,59 +215,30 @@ class Recipe(BaseModel):
                 raise RecipeError(key, message, "contradictory_value")
             check_openai_range(key, value)
             written[name], values[name] = key, value
+        if method == "dpo" and values.get("beta") is None:
+            values["beta"] = "auto"
+        if method != "dpo" and values.get("beta") is not None:
+            message = "'beta' is for preference pairs only: set method.type to 'dpo', or leave it out."
+            raise RecipeError("beta", message, "contradictory_value")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise first_problem(error, written) from None
 
+    @property
+    def method(self) -> Method:
+        """What is trained; a recipe has `beta` exactly when it is preference pairs."""
+        return "supervised" if self.beta is None else "dpo"
+
     @model_validator(mode="before")
     @classmethod
-    def _read_card(cls, values: Any) -> Any:
-        """A card's optimizer line carries betas and epsilon: take them out of the sentence."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("optimizer"), str):
-            return values
-        return {
-            **optimizer_line(values["optimizer"]),
-            **{k: v for k, v in values.items() if k != "optimizer"},
-        }
+    def _read(cls, values: Any) -> Any:
+        return understood(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        self._check_batch()
-        if self.learning_rate != "auto" and self.learning_rate_multiplier != "auto":
-            refuse("learning_rate_multiplier", "it scales the automatic learning_rate; give one of the two")
-        if self.lr_scheduler_warmup_ratio is not None and self.lr_scheduler_warmup_steps not in (0, "auto"):
-            refuse(
-                "lr_scheduler_warmup_ratio",
-                "give it or lr_scheduler_warmup_steps, not both",
-            )
-        if self.lr_scheduler_type == "constant" and (
-            self.lr_scheduler_warmup_steps or self.lr_scheduler_warmup_ratio
-        ):
-            refuse("lr_scheduler_type", "'constant' has no warm-up; use 'constant_with_warmup'")
-        if self.lora_rank is None and (self.lora_alpha, self.lora_dropout, self.lora_targets) != (
-            "auto",
-            0,
-            "auto",
-        ):
-            refuse("lora_rank", "other lora_… fields are given; LoRA needs lora_rank")
+        refuse_contradictions(self)
         return self
-
-    def _check_batch(self) -> None:
-        micro, steps, total = (
-            self.train_batch_size,
-            self.gradient_accumulation_steps,
-            self.total_train_batch_size,
-        )
-        if total == "auto":
-            return
-        if micro != "auto" and steps != "auto" and total != (product := micro * steps * self.num_devices):
-            parts = f"{micro} x {steps} x {self.num_devices} = {product}"
-            what = f"train_batch_size x gradient_accumulation_steps x num_devices = {parts}"
-            refuse("total_train_batch_size", f"{total} is not {what}")
-        for name, value in (("train_batch_size", micro), ("gradient_accumulation_steps", steps)):
-            if value != "auto" and total % (value * self.num_devices):
-                refuse("total_train_batch_size", f"{total} is not a multiple of {name} x num_devices")
 
     def batch(self, examples: int, tokens_per_example: float, tokens_per_micro_step: int) -> Batch:
         """Resolve the batch sizes for so many examples of so many tokens on average."""

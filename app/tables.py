@@ -223,6 +223,15 @@ class Metric(Base):
     valid_loss: Mapped[float | None]
     valid_perplexity: Mapped[float | None]
     valid_accuracy: Mapped[float | None]
+    # Of preference training alone
+    reward_chosen: Mapped[float | None]
+    reward_rejected: Mapped[float | None]
+    reward_margin: Mapped[float | None]
+    reward_accuracy: Mapped[float | None]
+    valid_reward_chosen: Mapped[float | None]
+    valid_reward_rejected: Mapped[float | None]
+    valid_reward_margin: Mapped[float | None]
+    valid_reward_accuracy: Mapped[float | None]
 
 
 class Checkpoint(Base):

@@ -12,7 +12,12 @@ from app.catalogue import Source
 from app.forecast import Place
 from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
 
-OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
+REWARDS = tuple(
+    f"{prefix}reward_{name}"
+    for prefix in ("", "valid_")
+    for name in ("chosen", "rejected", "margin", "accuracy")
+)
 
 
 def seconds(time: datetime | None) -> int | None:
@@ -52,7 +57,7 @@ def file(row: File) -> JsonObject:
 
 
 def _openai_hyperparameters(row: Job) -> JsonObject:
-    """OpenAI's three in their own names: what was asked until it is resolved, then what was resolved."""
+    """OpenAI's own, in their names: what was asked until it is resolved, then what was resolved."""
     found = row.resolved or row.recipe
     epochs = found.get("num_epochs", "auto")
     return {
@@ -60,6 +65,7 @@ def _openai_hyperparameters(row: Job) -> JsonObject:
         "n_epochs": math.ceil(epochs) if isinstance(epochs, int | float) else epochs,
         "batch_size": found.get("total_train_batch_size", "auto"),
         "learning_rate_multiplier": found.get("learning_rate_multiplier", "auto"),
+        **({"beta": found["beta"]} if found.get("beta") is not None else {}),
     }
 
 
@@ -133,7 +139,7 @@ def checkpoint(row: Checkpoint) -> JsonObject:
 
 
 def metric(row: Metric) -> JsonObject:
-    """A step's numbers; evaluation's only on the steps that evaluated."""
+    """A step's numbers; evaluation's only on the steps that evaluated, rewards only of preference pairs."""
     body: dict[str, Any] = {
         "step": row.step,
         "epoch": row.epoch_progress,
@@ -151,7 +157,8 @@ def metric(row: Metric) -> JsonObject:
         body["valid_loss"] = row.valid_loss
         body["valid_perplexity"] = row.valid_perplexity
         body["valid_accuracy"] = row.valid_accuracy
-    return body
+    rewards = {name: getattr(row, name) for name in REWARDS}
+    return body | {name: value for name, value in rewards.items() if value is not None}
 
 
 def base_model(source: Source) -> JsonObject:

@@ -119,7 +119,7 @@ class Rows:
             case events.Notice():
                 note(session, job_id, event.level, event.code, event.message, event.data)
             case events.Evaluated():
-                message = f"Step {event.step}: validation loss {_number(event.loss)}"
+                message = f"Step {event.step}: validation loss {_number(event.loss)}{_won(event)}"
                 note(session, job_id, "info", "evaluated", message, _facts(event), kind="metrics")
             case events.Sampled():
                 share = f"{event.ended_share:.0%} of the samples ended by themselves"
@@ -128,8 +128,9 @@ class Rows:
                 self._write_checkpoint(session, event)
                 self._write_attempt(session, {"tokens_per_second": self._pace.tokens_per_second})
             case events.Step() if self._pace.tells(event):
-                message = f"Step {event.step}: training loss {_number(event.loss)}"
+                message = f"Step {event.step}: training loss {_number(event.loss)}{_won(event)}"
                 data = {"step": event.step, "train_loss": event.loss, "learning_rate": event.learning_rate}
+                data |= {f"train_reward_{name}": value for name, value in (event.rewards or {}).items()}
                 note(session, job_id, "info", "step", message, data, kind="metrics")
             case _:
                 pass
@@ -179,6 +180,7 @@ def _columns(event: events.Step | events.Evaluated) -> JsonObject:
             "valid_loss": event.loss,
             "valid_perplexity": event.perplexity,
             "valid_accuracy": event.accuracy,
+            **{f"valid_reward_{name}": value for name, value in (event.rewards or {}).items()},
         }
     return {
         "epoch_progress": event.epoch,
@@ -190,15 +192,22 @@ def _columns(event: events.Step | events.Evaluated) -> JsonObject:
         "tokens_per_second": event.tokens_per_second,
         "memory_bytes": event.memory_bytes,
         "skipped": event.skipped,
+        **{f"reward_{name}": value for name, value in (event.rewards or {}).items()},
     }
 
 
 def _facts(event: events.Event) -> JsonObject:
-    return {name: value for name, value in vars(event).items() if name != "recipe"}
+    known = {name: value for name, value in vars(event).items() if name != "recipe"}
+    return {name: value for name, value in known.items() if (name, value) != ("rewards", None)}
 
 
 def _number(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.4f}"
+
+
+def _won(event: events.Step | events.Evaluated) -> str:
+    accuracy = (event.rewards or {}).get("accuracy")
+    return "" if accuracy is None else f", {accuracy:.0%} of the pairs in the right order"
 
 
 def _describe(event: events.Prepared) -> str:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from app.dataset import Chat, Example, Pair, Text
+from app.dataset import Chat, Example, Pair, Preference, Text
 from app.encoding import Encoded, Encoder, EncodingError
 from app.tiny import model as tiny
 
@@ -139,6 +139,65 @@ def test_what_a_template_refuses_or_may_not_do_is_told_with_the_line(
     with pytest.raises(EncodingError, match=reason) as caught:
         one(with_template(encoder, template), Chat(7, CONVERSATION))
     assert caught.value.line == 7
+
+
+PAIR = Preference(
+    3,
+    messages=CONVERSATION[:4],
+    preferred=[{"role": "assistant", "content": "Me", "weight": 0}],
+    rejected=[{"role": "assistant", "content": "Who knows"}],
+)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_both_answers_of_a_pair_follow_the_same_prompt_and_are_learned_alone(
+    encoder: Encoder, template: str | None
+) -> None:
+    used = with_template(encoder, template) if template else encoder
+    preferred, rejected = used.encode_answers([PAIR])[0]
+    assert preferred.prompt() == rejected.prompt()
+    asked = one(used, Chat(3, CONVERSATION))  # the same conversation, supervised: its last answer is PAIR's
+    assert said(used, preferred.ids) == said(used, asked.ids)
+    end = "<|im_end|>\n" if template else ""
+    answers = ["Me", "Who knows"] if template else [" Me", " Who knows"]
+    assert ["".join(learned(used, half)) for half in (preferred, rejected)] == [
+        f"{answer}{end}<|endoftext|>" for answer in answers
+    ]
+
+
+def test_an_answer_may_call_a_tool_whose_result_is_not_learned(encoder: Encoder) -> None:
+    turns = [
+        {"role": "assistant", "content": "Look"},
+        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "It is 42"},
+    ]
+    pair = Preference(1, CONVERSATION[:2], turns, [{"role": "assistant", "content": "No"}])
+    preferred, rejected = encoder.encode_answers([pair])[0]
+    assert learned(encoder, preferred) == [" Look<|endoftext|>", " It is 42<|endoftext|>"]
+    assert preferred.prompt() == rejected.prompt()
+
+
+def test_a_prompt_that_earlier_answers_are_rewritten_in_is_no_hindrance_to_a_pair(encoder: Encoder) -> None:
+    """As templates do that drop the thoughts of all answers but the last."""
+    template = (
+        "{% for m in messages %}[{{ m.role }}]"
+        "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    used = with_template(encoder, template)
+    preferred, _ = used.encode_answers([PAIR])[0]
+    assert said(used, preferred.prompt()).endswith("[assistant]Hello[user]Who?[assistant]")
+    with pytest.raises(EncodingError, match="rewrites earlier turns"):
+        one(used, Chat(3, CONVERSATION))
+
+
+def test_a_prompt_worded_by_its_answer_is_refused_with_the_line(encoder: Encoder) -> None:
+    template = "{{ messages[-1].content if messages[-1].role == 'assistant' }}{{ messages | length }}"
+    with pytest.raises(EncodingError) as caught:
+        with_template(encoder, template).encode_answers([PAIR])
+    assert caught.value.line == 3
+    with pytest.raises(EncodingError, match="line 3: a preference pair"):
+        encoder.encode([PAIR])
 
 
 def test_a_template_that_is_no_template_is_refused_at_once(encoder: Encoder) -> None:

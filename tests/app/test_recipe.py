@@ -1,6 +1,6 @@
 import pytest
 
-from app.recipe import Batch, Recipe, RecipeError
+from app.recipe import Batch, Method, Recipe, RecipeError
 
 CARD = {
     "learning_rate": 0.0005,
@@ -108,6 +108,36 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(name: str, value: object) 
     error = refusal({name: value})
     assert (error.field, error.code) == (name, "invalid_value")
     assert name in error.message
+
+
+def test_beta_makes_a_recipe_one_for_preference_pairs() -> None:
+    recipe = Recipe.from_request({"beta": 0.5, "n_epochs": 2}, "dpo")
+    assert (recipe.method, recipe.beta, recipe.num_epochs) == ("dpo", 0.5, 2)
+    assert (recipe.excess_length, recipe.dropout) == ("truncate", 0.0)
+    assert Recipe.from_request({}, "dpo").beta == Recipe.from_request({"beta": None}, "dpo").beta == "auto"
+    assert Recipe.from_request({"dropout": 0.1, "excess_length": "drop"}, "dpo").dropout == 0.1
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert (Recipe().method, Recipe().beta, Recipe().excess_length) == ("supervised", None, "split")
+
+
+@pytest.mark.parametrize(
+    ("method", "hyperparameters", "field", "code"),
+    [
+        ("supervised", {"beta": 0.1}, "beta", "contradictory_value"),
+        ("dpo", {"beta": 0}, "beta", "invalid_value"),
+        ("dpo", {"beta": 2.1}, "beta", "invalid_value"),
+        ("dpo", {"beta": "high"}, "beta", "invalid_value"),
+        ("dpo", {"excess_length": "split"}, "excess_length", "contradictory_value"),
+        ("dpo", {"train_on_inputs": True}, "train_on_inputs", "contradictory_value"),
+        ("dpo", {"method": "supervised"}, "method", "unknown_parameter"),
+    ],
+)
+def test_what_makes_no_sense_for_pairs_is_refused(
+    method: Method, hyperparameters: dict[str, object], field: str, code: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_request(hyperparameters, method)
+    assert (caught.value.field, caught.value.code) == (field, code)
 
 
 def test_a_recipe_survives_json() -> None:

@@ -205,6 +205,69 @@ def test_a_running_job_pauses_resumes_and_is_cancelled(client: OpenAI) -> None:
         jobs.cancel(made.id)
 
 
+def test_preference_pairs_are_trained_measured_and_served(stack: Stack, client: OpenAI) -> None:
+    def pairs(words: tuple[str, ...]) -> bytes:
+        rows = [
+            {
+                "input": {"messages": [{"role": "user", "content": f"How long for the {what}?"}]},
+                "preferred_output": [{"role": "assistant", "content": f"Stir it for {n} minutes."}],
+                "non_preferred_output": [{"role": "assistant", "content": f"minutes {n} for it Stir"}],
+            }
+            for what in words
+            for n in range(1, 13)
+        ]
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    files = client.files
+    train = files.create(file=("train.jsonl", pairs(("soup", "tea", "stew"))), purpose="fine-tune")
+    valid = files.create(file=("valid.jsonl", pairs(("sauce",))), purpose="fine-tune")
+    jobs = client.fine_tuning.jobs
+    made = jobs.create(
+        model="tiny-gpt2",
+        training_file=train.id,
+        validation_file=valid.id,
+        method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2, "batch_size": 6}}},
+        extra_body={"hyperparameters": {"learning_rate": 1e-3}},
+    )
+    ended = wait_for_end(client, made.id)
+    assert ended.status == "succeeded", ended.error
+    assert ended.method is not None
+    assert ended.method.type == "dpo"
+    assert ended.method.dpo is not None
+    assert ended.method.dpo.hyperparameters is not None
+    said = ended.method.dpo.hyperparameters
+    assert (said.beta, said.n_epochs, said.batch_size) == (0.2, 2, 6)
+    FineTuningJob.model_validate_json(ended.model_dump_json(), strict=True)
+    metrics = stack.get(f"/v1/fine_tuning/jobs/{made.id}/metrics").json()["data"]
+    assert [row["step"] for row in metrics] == list(range(1, 13))
+    assert metrics[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert metrics[0]["reward_margin"] == pytest.approx(0, abs=1e-4)
+    last = metrics[-1]
+    assert last["loss"] < 0.6
+    assert last["reward_margin"] == pytest.approx(last["reward_chosen"] - last["reward_rejected"], abs=1e-6)
+    assert last["valid_reward_accuracy"] > 0.8
+    assert last["valid_accuracy"] is None
+    newest = jobs.checkpoints.list(made.id).data[0]
+    assert newest.metrics.full_valid_loss == last["valid_loss"]
+    assert newest.metrics.model_extra["full_valid_reward_margin"] == last["valid_reward_margin"]  # type: ignore[index]
+    answer = client.completions.create(model=ended.fine_tuned_model or "", prompt="User: How", max_tokens=4)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+    plain = files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
+    dpo: Any = {"type": "dpo"}
+    refusals: list[tuple[dict[str, Any], Any, str]] = [
+        ({"training_file": plain.id}, dpo, "training_file"),
+        ({"training_file": train.id, "validation_file": plain.id}, dpo, "validation_file"),
+        ({"training_file": train.id}, {"type": "supervised"}, "training_file"),
+    ]
+    for wrong, method, param in refusals:
+        with pytest.raises(openai.BadRequestError) as refused:
+            jobs.create(**{"model": "tiny-gpt2", "method": method, **wrong})
+        assert (refused.value.param, refused.value.code) == (param, f"invalid_{param}")
+        assert "dpo" in refused.value.message
+
+
 def test_plain_text_is_trained_on(client: OpenAI) -> None:
     file = client.files.create(
         file=("book.txt", b"Stir the soup for ten minutes.\n" * 200), purpose="fine-tune"

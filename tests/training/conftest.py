@@ -162,7 +162,8 @@ def train(job: Job) -> Train:
             for name in list(said)
             if name in Job.__dataclass_fields__ and name != "recipe"
         }
-        asked = replace(job, recipe=Recipe.from_request({"learning_rate": 1e-3, **said}), **own)
+        method = said.pop("method", "supervised")
+        asked = replace(job, recipe=Recipe.from_request({"learning_rate": 1e-3, **said}, method), **own)
         events: list[Event] = []
         found = Run(events, asked)
         events.extend(loop.train(asked, pulse or Pulse()))

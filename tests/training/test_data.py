@@ -12,8 +12,9 @@ from app.recipe import Recipe
 from tests.training.conftest import sentences, write_rows
 from worker.training import data
 from worker.training.batches import Layout, lay, order
-from worker.training.data import Encodings, Windows, encode, split
+from worker.training.data import Encodings, encode, split
 from worker.training.failure import Failure
+from worker.training.windows import Windows
 
 
 @pytest.fixture

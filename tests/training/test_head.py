@@ -90,6 +90,23 @@ def test_the_whole_head_learns_the_same(layer: nn.Linear, hidden: Tensor, target
     torch.testing.assert_close(hidden.grad, into_hidden)
 
 
+@pytest.mark.parametrize("kind", ["chunked", "whole", "bf16"])
+def test_weighted_losses_go_back_as_autograd_would_have_it(
+    layer: nn.Linear, hidden: Tensor, targets: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(head.CHUNK, "cpu", 10)
+    weights = torch.linspace(-1, 2, TARGETS)
+    losses = nn.functional.cross_entropy(layer(hidden), targets, reduction="none")
+    into_weight, into_hidden = torch.autograd.grad((losses * weights).sum(), [layer.weight, hidden])
+    exact = {"chunked": torch.float32, "bf16": torch.bfloat16}.get(kind)
+    own = Head(weight(layer), exact) if exact else WholeHead(layer)
+    near = 0.05 if kind == "bf16" else 1e-5
+    torch.testing.assert_close(own.losses(hidden, targets), losses.detach(), atol=near, rtol=near)
+    own.push(hidden, targets, weights)
+    torch.testing.assert_close(layer.weight.grad, into_weight, atol=near, rtol=near)
+    torch.testing.assert_close(hidden.grad, into_hidden, atol=near, rtol=near)
+
+
 def test_a_huge_logit_makes_no_infinity(layer: nn.Linear, targets: Tensor) -> None:
     hidden = torch.full((TARGETS, WIDTH), 1e4, requires_grad=True)
     loss, _, _ = reference(layer, hidden, targets, 1.0)

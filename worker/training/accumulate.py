@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from worker.training.events import Notice
+import torch
+
+from worker.training.events import Notice, Rewards
 from worker.training.failure import is_out_of_memory
 from worker.training.prepare import Parts
 from worker.training.pulse import Pulse
@@ -13,6 +15,8 @@ class Accumulated:
     """One step's sums over all micro-batches and processes."""
 
     loss: float
+    over: int  # what its mean is over: trained tokens, or preference pairs
+    rewards: Rewards | None
     tokens: int
     trained: int
     out_of_memory: bool
@@ -21,37 +25,49 @@ class Accumulated:
 
 
 def accumulate(parts: Parts, pulse: Pulse) -> Accumulated:
-    """Gradients of the mean loss over all trained tokens of the step, whatever its split.
+    """Gradients of the mean loss over all trained tokens, or pairs, of the step, whatever its split.
 
-    The number of tokens is known before the first forward pass, so each micro-batch is scaled right at once.
+    Their number is known before the first forward pass, so each micro-batch is scaled right at once.
     When memory runs out, or a process alone is asked to stop, the gradients are dropped.
     """
     device, model, progress = parts.model.device, parts.model, parts.progress
-    everything = [parts.train.example(i) for i in parts.plan.indices(progress.step)]
-    trained = sum(int(mask.sum()) for _, mask in everything)
-    scale = parts.optimization.scale / trained
+    everything = [parts.train.unit(i) for i in parts.plan.indices(progress.step)]
+    examples = [example for unit in everything for example in unit.examples]
+    trained = sum(int(mask.sum()) for _, mask in examples)
+    over = model.objective.over(len(everything), trained)
+    scale = parts.optimization.scale / over
     mine = everything[device.rank :: device.world]
     device.seed(parts.plan.seed, progress.step)
-    losses, failed, dropped = [], False, False
+    sums, failed, dropped = [], False, False
     try:
         for at in range(0, len(mine), progress.micro):
             if pulse.asked and device.world == 1:
                 dropped = True
                 break
             batch = model.lay(mine[at : at + progress.micro], parts.max_length)
-            losses.append(model.learn(batch, scale))
+            sums.append(model.learn(batch, scale))
             pulse.tick()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         failed = True
-    own = 0.0 if failed else float(sum(losses))
+    own = (
+        [0.0] * model.objective.learned if failed or not sums else torch.stack(sums).double().sum(0).tolist()
+    )
     # Every process hears what happened to the others, so all of them drop the step or none.
-    loss, out_of_memory, asked = device.total([own, failed, pulse.asked])
+    *added, out_of_memory, asked = device.total([*own, failed, pulse.asked])
     if out_of_memory or dropped:
         parts.optimization.clear()
-    tokens = sum(len(ids) for ids, _ in everything)
-    return Accumulated(loss, tokens, trained, bool(out_of_memory), dropped, bool(asked))
+    return Accumulated(
+        loss=added[0],
+        over=over,
+        rewards=model.objective.rewards([value / over for value in added]),
+        tokens=sum(len(ids) for ids, _ in examples),
+        trained=trained,
+        out_of_memory=bool(out_of_memory),
+        dropped=dropped,
+        asked=bool(asked),
+    )
 
 
 def halve(parts: Parts) -> Notice:

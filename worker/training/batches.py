@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.training.data import Mask, Tokens
+from worker.training.windows import Mask, Tokens
 
 # apart: a row for each example; rows: packed, about as wide as the longest; line: all in one row.
 Layout = Literal["apart", "rows", "line"]
@@ -25,15 +25,20 @@ class Batch:
     positions: torch.Tensor | None  # rows x width
     sources: torch.Tensor  # flat indices of the hidden states that predict something
     targets: torch.Tensor  # the token each of them should predict
+    owners: torch.Tensor  # which of the examples each target is of
     tokens: int  # real ones
     documents: list[int] | None = None  # in a line: the examples' lengths, in its order
+    reference: torch.Tensor | None = None  # each example's log-likelihood before training, fp64
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
         positions = None if self.positions is None else _move(self.positions, device)
-        ids, sources, targets = (_move(t, device) for t in (self.ids, self.sources, self.targets))
-        return Batch(ids, positions, sources, targets, self.tokens, self.documents)
+        reference = None if self.reference is None else _move(self.reference, device)
+        ids, sources, targets, owners = (
+            _move(t, device) for t in (self.ids, self.sources, self.targets, self.owners)
+        )
+        return Batch(ids, positions, sources, targets, owners, self.tokens, self.documents, reference)
 
 
 def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -48,7 +53,13 @@ def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return found
 
 
-def lay(examples: Sequence[tuple[Tokens, Mask]], layout: Layout, max_length: int, pad: int) -> Batch:
+def lay(
+    examples: Sequence[tuple[Tokens, Mask]],
+    layout: Layout,
+    max_length: int,
+    pad: int,
+    reference: Sequence[float] = (),
+) -> Batch:
     """Lays examples into rows; what fills a row up is never a target and never seen by one."""
     lengths = [len(tokens) for tokens, _ in examples]
     rows = _rows(lengths, layout, max_length)
@@ -56,6 +67,7 @@ def lay(examples: Sequence[tuple[Tokens, Mask]], layout: Layout, max_length: int
     ids = np.full((len(rows), width), pad, np.int64)
     positions = np.zeros((len(rows), width), np.int64)
     trained = np.zeros((len(rows), width), np.bool_)
+    owners = np.zeros((len(rows), width), np.int64)
     for row, members in enumerate(rows):
         at = 0
         for i in members:
@@ -63,6 +75,7 @@ def lay(examples: Sequence[tuple[Tokens, Mask]], layout: Layout, max_length: int
             end = at + len(tokens)
             ids[row, at:end], trained[row, at:end] = tokens, mask
             positions[row, at:end] = np.arange(len(tokens))
+            owners[row, at:end] = i
             at = end
         positions[row, at:] = np.arange(width - at)  # the filling is a document of its own
     targets = np.flatnonzero(trained)
@@ -72,8 +85,10 @@ def lay(examples: Sequence[tuple[Tokens, Mask]], layout: Layout, max_length: int
         torch.from_numpy(positions) if packed else None,
         torch.from_numpy(targets - 1),
         torch.from_numpy(ids.reshape(-1)[targets]),
+        torch.from_numpy(owners.reshape(-1)[targets]),
         sum(lengths),
         lengths if layout == "line" else None,
+        torch.tensor(reference, dtype=torch.float64) if reference else None,
     )
 
 

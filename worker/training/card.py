@@ -4,6 +4,13 @@ import json
 from importlib.metadata import version
 from typing import Any
 
+# As TRL's cards call them.
+REWARDS = {
+    "Rewards/chosen": "reward_chosen",
+    "Rewards/rejected": "reward_rejected",
+    "Rewards/accuracies": "reward_accuracy",
+    "Rewards/margins": "reward_margin",
+}
 FRAMEWORKS = {"PEFT": "peft", "Transformers": "transformers", "Pytorch": "torch", "Tokenizers": "tokenizers"}
 
 
@@ -14,8 +21,9 @@ def write(
     last = next((row for row in reversed(evaluations) if "loss" in row), None)
     results = ""
     if last:
-        told = {"Loss": last["loss"], "Perplexity": last["perplexity"], "Accuracy": last["accuracy"]}
-        lines = "\n".join(f"- {key}: {_number(value)}" for key, value in told.items())
+        told = {"Loss": "loss", "Perplexity": "perplexity", "Accuracy": "accuracy", **REWARDS}
+        known = {title: last[key] for title, key in told.items() if last.get(key) is not None}
+        lines = "\n".join(f"- {key}: {_number(value)}" for key, value in known.items())
         results = f"It achieves the following results on the evaluation set:\n{lines}\n"
     listed = "\n".join(f"- {key}: {value}" for key, value in hyperparameters.items())
     frameworks = [(title, package) for title, package in FRAMEWORKS.items() if lora or package != "peft"]
@@ -34,7 +42,7 @@ model-index:
 
 # {_plain(name)}
 
-This model is a fine-tuned version of {_plain(base)}.
+This model is a fine-tuned version of {_plain(base)}{_by(hyperparameters)}.
 {results}
 ## Training procedure
 
@@ -83,9 +91,16 @@ def hyperparameters(recipe: dict[str, Any], precision: str, world: int) -> dict[
         "dropout": "auto",
         "lora_rank": None,
         "max_length": None,
+        "beta": None,
     }
     lines |= {key: recipe[key] for key, usual in rest.items() if recipe[key] != usual}
     return lines | ({"lora_alpha": recipe["lora_alpha"]} if recipe["lora_rank"] else {})
+
+
+def _by(hyperparameters: dict[str, Any]) -> str:
+    if "beta" not in hyperparameters:
+        return ""
+    return ", trained on preference pairs by direct preference optimization (DPO, Rafailov et al. 2023)"
 
 
 def _optimizer(recipe: dict[str, Any]) -> str:
@@ -98,7 +113,11 @@ def _optimizer(recipe: dict[str, Any]) -> str:
 def _table(evaluations: list[dict[str, Any]]) -> str:
     columns = {"Training Loss": "training_loss", "Epoch": "epoch", "Step": "step"}
     if any("loss" in row for row in evaluations):
-        columns |= {"Validation Loss": "loss", "Accuracy": "accuracy"}
+        columns |= {"Validation Loss": "loss"}
+        if any(row.get("accuracy") is not None for row in evaluations):
+            columns |= {"Accuracy": "accuracy"}
+        if any("reward_margin" in row for row in evaluations):
+            columns |= REWARDS
     rows = [[_number(row.get(key)) for key in columns.values()] for row in evaluations]
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     lines = [

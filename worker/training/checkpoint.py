@@ -36,21 +36,21 @@ class Progress:
     best_loss: float | None = None
     without_improvement: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    loss_sum: float = 0.0  # over trained tokens since the last evaluation, for the card
-    loss_tokens: int = 0
+    loss_sum: float = 0.0  # over trained tokens, or pairs, since the last evaluation, for the card
+    loss_tokens: int = 0  # or pairs
     last_loss: float | None = None
     fingerprint: str = ""  # of data and recipe; another one cannot be resumed from here
 
-    def advance(self, loss: float, trained: int, seconds: float, updated: bool) -> None:
-        """One step further. `loss` is the sum over its `trained` tokens."""
+    def advance(self, loss: float, over: int, trained: int, seconds: float, updated: bool) -> None:
+        """One step further. `loss` is the sum over what its mean is over: `trained` tokens, or pairs."""
         self.step += 1
         self.seconds += seconds
         self.trained_tokens += trained
         self.skipped_in_row = 0 if updated else self.skipped_in_row + 1
         if math.isfinite(loss):
-            self.last_loss = loss / trained
+            self.last_loss = loss / over
             self.loss_sum += loss
-            self.loss_tokens += trained
+            self.loss_tokens += over
 
 
 Snapshot = Callable[[Path], None]

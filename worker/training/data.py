@@ -16,25 +16,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.dataset import DatasetError, Example, Format, Text, read
-from app.encoding import Encoded, Encoder
-from app.recipe import Recipe
-from worker.training import manifest
+from app.dataset import Example, Format, Text, read
+from app.encoding import Encoder
+from app.recipe import Method, Recipe
+from worker.training import manifest, pairs
 from worker.training.failure import Failure
+from worker.training.pairs import Answers
+from worker.training.windows import Mask, Tokens, Windows
 
 VERSION = 1  # of what is on disk; raise it when encoding or cutting changes
 BATCH_CHARACTERS = 4_000_000  # encoded at once: enough to keep every core busy
 BATCH_ROWS = 4_096
 BLOCK = 65_536  # examples whose masks are summed at once
 MIN_TRAINED_TOKENS = 8  # fewer would train noise
-
-Tokens = NDArray[np.uint32]
-Mask = NDArray[np.bool_]
+GROUP: dict[Method, int] = {"supervised": 1, "dpo": 2}
 
 
 @dataclass(frozen=True)
 class Encodings:
-    """Encoded examples: windows of at most max_length tokens, each from one of the file's `rows`."""
+    """Encoded examples: windows of at most max_length tokens, each from one of the file's `rows`.
+
+    `group` of them are a unit: one window, or a preference pair's preferred answer and then its other one.
+    """
 
     tokens: Tokens
     trained: Mask
@@ -42,6 +45,8 @@ class Encodings:
     rows: NDArray[np.int64]
     counts: dict[str, int]
     key: str
+    group: int = 1
+    reference: NDArray[np.float64] | None = None  # log-likelihood of each example before training
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,8 +58,16 @@ class Encodings:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """What counts as one in a batch."""
+
+    examples: list[tuple[Tokens, Mask]]
+    reference: list[float]  # one for each example, or none
+
+
+@dataclass(frozen=True)
 class Share:
-    """Some of the examples, in the file's order."""
+    """Some of the units, in the file's order."""
 
     encodings: Encodings
     indices: NDArray[np.int64]
@@ -62,19 +75,26 @@ class Share:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def example(self, index: int) -> tuple[Tokens, Mask]:
-        return self.encodings.example(int(self.indices[index]))
+    def unit(self, index: int) -> Unit:
+        whole = self.encodings
+        members = self._examples(self.indices[index : index + 1]).tolist()
+        known = [] if whole.reference is None else [float(whole.reference[i]) for i in members]
+        return Unit([whole.example(i) for i in members], known)
+
+    def _examples(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        group = self.encodings.group
+        return (units[:, None] * group + np.arange(group)).reshape(-1)
 
     def total(self) -> tuple[int, int]:
         """Tokens, and trained tokens, of all examples; the masks are read a block at a time."""
-        whole, trained = self.encodings, 0
-        for at in range(0, len(self), BLOCK):
-            block = self.indices[at : at + BLOCK]
+        whole, trained, indices = self.encodings, 0, self._examples(self.indices)
+        for at in range(0, len(indices), BLOCK):
+            block = indices[at : at + BLOCK]
             first, last = int(block[0]), int(block[-1]) + 1
             starts = whole.starts[first:last] - whole.starts[first]
             mask = whole.trained[int(whole.starts[first]) : int(whole.starts[last])]
             trained += int(np.add.reduceat(mask, starts, dtype=np.int64)[block - first].sum())
-        lengths = whole.starts[self.indices + 1] - whole.starts[self.indices]
+        lengths = whole.starts[indices + 1] - whole.starts[indices]
         return int(lengths.sum()), trained
 
 
@@ -102,18 +122,26 @@ def encode(
         "excess_length": recipe.excess_length,
         "train_on_inputs": recipe.train_on_inputs,
     }
+    if recipe.method == "dpo":
+        settings["pairs"] = pairs.VERSION
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / key[:32]
     if not (folder / "counts.json").is_file():
-        _write(folder, read(path, form), encoder, recipe, max_length, beat)
-    found = load(folder, key)
+        _write(folder, read(path, form), encoder, _cutter(recipe, max_length), beat)
+    found = load(folder, key, GROUP[recipe.method])
     if found.counts["trained_tokens"] < MIN_TRAINED_TOKENS:
         counts = ", ".join(f"{name} {count:,}" for name, count in found.counts.items())
         raise Failure("no_trainable_tokens", f"There is (almost) nothing to learn in the file: {counts}.")
     return found
 
 
-def load(folder: Path, key: str) -> Encodings:
+def _cutter(recipe: Recipe, max_length: int) -> Windows | Answers:
+    if recipe.method == "dpo":
+        return Answers(max_length, recipe.excess_length)
+    return Windows(max_length, recipe.excess_length, recipe.train_on_inputs)
+
+
+def load(folder: Path, key: str, group: int = 1) -> Encodings:
     """Maps a folder that `encode` wrote into memory."""
     counts = json.loads((folder / "counts.json").read_text())
     shapes = {"tokens": np.uint32, "trained": np.bool_, "starts": np.int64, "rows": np.int64}
@@ -122,15 +150,16 @@ def load(folder: Path, key: str) -> Encodings:
         file = folder / f"{name}.bin"
         empty = not file.stat().st_size
         arrays[name] = np.zeros(0, kind) if empty else np.memmap(file, kind, mode="r")
-    return Encodings(**arrays, counts=counts, key=key)
+    return Encodings(**arrays, counts=counts, key=key, group=group)
 
 
 def split(encodings: Encodings, share: float, seed: int) -> tuple[Share, Share]:
     """Training and validation examples. Windows of one row stay together: half a text tells of the other."""
-    everything = np.arange(len(encodings), dtype=np.int64)
-    rows = np.unique(encodings.rows)
+    rows_of = encodings.rows[:: encodings.group]
+    everything = np.arange(len(rows_of), dtype=np.int64)
+    rows = np.unique(rows_of)
     chosen = np.random.default_rng([seed, 1]).permutation(rows)[: round(len(rows) * share)]
-    held = np.isin(encodings.rows, chosen)
+    held = np.isin(rows_of, chosen)
     if share and len(rows) == 1:  # one long document: its end
         held = everything >= round(len(everything) * (1 - share))
     return Share(encodings, everything[~held]), Share(encodings, everything[held])
@@ -140,8 +169,7 @@ def _write(
     folder: Path,
     examples: Iterator[Example],
     encoder: Encoder,
-    recipe: Recipe,
-    max_length: int,
+    cutter: Windows | Answers,
     beat: Callable[[], None],
 ) -> None:
     # A name of its own: two jobs on one file may encode it at the same time.
@@ -149,15 +177,12 @@ def _write(
     temporary = Path(tempfile.mkdtemp(prefix=f".encoding-{folder.name}-", dir=folder.parent))
     names = ("tokens", "trained", "starts", "rows")
     files = {name: (temporary / f"{name}.bin").open("wb") for name in names}
-    windows = Windows(max_length, recipe.excess_length)
     files["starts"].write(np.int64(0).tobytes())
     try:
         for batch in _batches(examples):
             beat()
-            encoded = encoder.encode(batch, recipe.train_on_inputs)
-            for example, tokens in zip(batch, encoded, strict=True):
-                windows.add(example, tokens)
-            for name, array in windows.take().items():
+            cutter.feed(encoder, batch)
+            for name, array in cutter.take().items():
                 files[name].write(array.tobytes())
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -165,7 +190,7 @@ def _write(
     finally:
         for file in files.values():
             file.close()
-    (temporary / "counts.json").write_text(json.dumps(windows.counts))
+    (temporary / "counts.json").write_text(json.dumps(cutter.counts))
     for path in temporary.iterdir():
         manifest.sync(path)  # what a power cut emptied would be trained on without a word
     if (folder / "counts.json").is_file():  # the other one was first, and may be reading it
@@ -187,84 +212,6 @@ def _batches(examples: Iterator[Example]) -> Iterator[list[Example]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-class Windows:
-    """Cuts encoded examples into windows and counts what was done to them."""
-
-    def __init__(self, max_length: int, excess: str) -> None:
-        self._length, self._excess = max_length, excess
-        self._row = -1
-        self._tokens, self._trained = np.zeros(0, np.uint32), np.zeros(0, np.bool_)
-        self._done: list[tuple[Tokens, Mask, int]] = []
-        self._end, self._long, self._learned = 0, False, False
-        names = ("rows", "examples", "tokens", "trained_tokens", "empty", "too_long", "untrained_windows")
-        self.counts = dict.fromkeys((*names, "split", "truncated", "dropped"), 0)
-
-    def add(self, example: Example, encoded: Encoded) -> None:
-        """Takes a row, or the next piece of one."""
-        first, last = (example.first, example.last) if isinstance(example, Text) else (True, True)
-        if first:
-            self._row += 1
-            self._long = self._learned = False
-            self._tokens, self._trained = self._tokens[:0], self._trained[:0]
-        self._append(encoded)
-        self._long = self._long or len(self._tokens) > self._length
-        if self._long and self._excess == "error":
-            raise DatasetError(example.line, f"longer than max_length ({self._length:,} tokens)")
-        self._cut()
-        if last:
-            self._finish()
-
-    def take(self) -> dict[str, NDArray[Any]]:
-        """What was cut since the last call, as arrays to append to the files."""
-        done, self._done = self._done, []
-        lengths = np.array([len(tokens) for tokens, _, _ in done], np.int64)
-        starts = self._end + np.cumsum(lengths)
-        self._end += int(lengths.sum())
-        return {
-            "tokens": np.concatenate([np.zeros(0, np.uint32), *(tokens for tokens, _, _ in done)]),
-            "trained": np.concatenate([np.zeros(0, np.bool_), *(trained for _, trained, _ in done)]),
-            "starts": starts,
-            "rows": np.array([row for _, _, row in done], np.int64),
-        }
-
-    def _append(self, encoded: Encoded) -> None:
-        trained = np.zeros(len(encoded.ids), np.bool_)
-        for start, stop in encoded.trained:
-            trained[start:stop] = True
-        self._tokens = np.concatenate([self._tokens, np.array(encoded.ids, np.uint32)])
-        self._trained = np.concatenate([self._trained, trained])
-
-    def _cut(self) -> None:
-        """Windows overlap by one token: the last of one predicts the first target of the next."""
-        length = self._length
-        while self._excess == "split" and len(self._tokens) > length:
-            self._emit(self._tokens[:length], self._trained[:length])
-            self._tokens, self._trained = self._tokens[length - 1 :], self._trained[length - 1 :]
-        if self._excess != "split" and len(self._tokens) > length:  # a piece that goes on: no need to keep it
-            self._tokens, self._trained = self._tokens[: length + 1], self._trained[: length + 1]
-
-    def _finish(self) -> None:
-        self.counts["rows"] += 1
-        if self._long:
-            self.counts["too_long"] += 1
-            self.counts[{"split": "split", "truncate": "truncated", "drop": "dropped"}[self._excess]] += 1
-        if not (self._long and self._excess == "drop"):
-            self._emit(self._tokens[: self._length], self._trained[: self._length])
-            self.counts["empty"] += not self._learned
-
-    def _emit(self, tokens: Tokens, trained: Mask) -> None:
-        trained = trained.copy()
-        trained[:1] = False
-        count = int(trained.sum())
-        if not count:
-            self.counts["untrained_windows"] += self._long
-            return
-        self._learned = True
-        self._done.append((tokens, trained, self._row))
-        for name, more in (("examples", 1), ("tokens", len(tokens)), ("trained_tokens", count)):
-            self.counts[name] += more
 
 
 def _digest(path: Path) -> str:

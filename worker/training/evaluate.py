@@ -13,26 +13,25 @@ from worker.training.model import Model
 def evaluate(
     model: Model, data: Share, size: int, max_length: int, step: int, epoch: float, beat: Callable[[], None]
 ) -> Evaluated:
-    """The mean loss over the trained tokens of all examples, `size` examples at a time.
+    """The mean loss over the trained tokens, or the pairs, of all examples, `size` examples at a time.
 
-    A mean over tokens, not over batches: it does not depend on `size`. `beat` is called between batches.
+    A mean over tokens or pairs, not over batches: it does not depend on `size`. `beat` is called between
+    batches.
     """
-    device = model.device
-    loss = correct = tokens = 0.0
+    device, objective = model.device, model.objective
+    over = tokens = 0.0
+    sums = [0.0] * objective.scored
     for at in range(device.rank * size, len(data), device.world * size):
         beat()
-        examples = [data.example(i) for i in range(at, min(at + size, len(data)))]
-        batch = model.lay(examples, max_length)
-        score = model.score(batch)
-        loss, correct, tokens = (
-            loss + float(score.loss),
-            correct + float(score.correct),
-            tokens + len(batch.targets),
-        )
-    loss, correct, tokens = device.total([loss, correct, tokens])
-    mean = loss / tokens if math.isfinite(loss) else math.nan
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    return Evaluated(step, epoch, mean, perplexity, correct / tokens, int(tokens))
+        units = [data.unit(i) for i in range(at, min(at + size, len(data)))]
+        batch = model.lay(units, max_length)
+        sums = [a + b for a, b in zip(sums, model.score(batch).tolist(), strict=True)]
+        over += objective.over(len(units), len(batch.targets))
+        tokens += len(batch.targets)
+    *sums, count, tokens = device.total([*sums, over, tokens])
+    means = [value / count if math.isfinite(value) else math.nan for value in sums]
+    perplexity, accuracy = objective.quality(means)
+    return Evaluated(step, epoch, means[0], perplexity, accuracy, int(tokens), objective.rewards(means))
 
 
 def sample(model: Model, encoder: Encoder, recipe: Recipe, step: int) -> Sampled:

@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+# Of preference pairs, means: chosen, rejected, margin, and accuracy, the share of margins above 0.
+Rewards = dict[str, float]
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -54,7 +57,7 @@ class Step:
     event: ClassVar[str] = "step"
     step: int
     epoch: float
-    loss: float | None  # mean over the step's trained tokens
+    loss: float | None  # mean over the step's trained tokens, or preference pairs
     learning_rate: float
     grad_norm: float | None  # before clipping
     tokens: int  # real tokens of this step, trained or not, padding never
@@ -62,19 +65,21 @@ class Step:
     tokens_per_second: float
     memory_bytes: int  # peak so far: of the device, or of the process on a CPU
     skipped: bool
+    rewards: Rewards | None = None
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation loss: a mean over tokens."""
+    """The validation loss: a mean over tokens, or over preference pairs, which alone have rewards."""
 
     event: ClassVar[str] = "evaluated"
     step: int
     epoch: float
     loss: float | None
     perplexity: float | None
-    accuracy: float
+    accuracy: float | None  # share of tokens that the model would have chosen
     tokens: int
+    rewards: Rewards | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ def save(parts: Parts, best: bool, final: bool) -> list[Saved]:
     last = progress.evaluations[-1] if progress.evaluations else {}
     metrics = {} if progress.last_loss is None else {"train_loss": progress.last_loss}
     if last.get("step") == progress.step and last.get("loss") is not None:
-        metrics |= {"full_valid_loss": last["loss"], "full_valid_mean_token_accuracy": last["accuracy"]}
+        metrics["full_valid_loss"] = last["loss"]
+        if last["accuracy"] is not None:
+            metrics["full_valid_mean_token_accuracy"] = last["accuracy"]
+        metrics |= {f"full_valid_{k}": v for k, v in last.items() if k.startswith("reward_")}
     write = folder.snapshot(parts.model.network, parts.adapted, parts.optimization, parts.template, parts.job)
     return parts.saver.save(write, progress, metrics, best or progress.best_step == progress.step, final)
 

@@ -71,6 +71,35 @@ class Head:
         hidden.backward(backward.to(hidden.dtype))  # type: ignore[no-untyped-call]
         return total
 
+    def push(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Backward of the sum of weights x (the targets' losses), `weights` one for each target, fp32."""
+        source = hidden.detach().to(self._dtype)
+        weight = self._padded.to(self._dtype)
+        backward = torch.empty_like(source)
+        into = self._into()
+        size = _chunk(hidden)
+        for at in range(0, len(targets), size):
+            part = source[at : at + size]
+            logits = self._score(part, weight)
+            _to_gradient(logits, targets[at : at + size], part, weight)
+            logits = logits.mul_(weights[at : at + size, None]).to(self._dtype)
+            torch.mm(logits, weight, out=backward[at : at + size])
+            if into is not None:
+                into += torch.mm(logits.t(), part)
+        hidden.backward(backward.to(hidden.dtype))  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each target, fp32, without gradients."""
+        weight = self._padded.to(self._dtype)
+        found = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        size = _chunk(hidden)
+        for at in range(0, len(targets), size):
+            logits = self._score(hidden[at : at + size].to(self._dtype), weight)
+            wanted = targets[at : at + size]
+            found[at : at + size] = nn.functional.cross_entropy(logits, wanted, reduction="none")
+        return found
+
     @torch.no_grad()
     def score(self, hidden: Tensor, targets: Tensor) -> Score:
         """Loss and accuracy without gradients."""
@@ -114,6 +143,14 @@ class WholeHead:
         loss = nn.functional.cross_entropy(self._module(hidden).float(), targets, reduction="sum")
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def push(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> None:
+        losses = nn.functional.cross_entropy(self._module(hidden).float(), targets, reduction="none")
+        losses.backward(weights)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self._module(hidden).float(), targets, reduction="none")
 
     @torch.no_grad()
     def score(self, hidden: Tensor, targets: Tensor) -> Score:

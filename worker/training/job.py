@@ -31,6 +31,11 @@ class Job:
     keep: int | None = None  # checkpoints to keep; None: delete nothing
     cache: Path | None = None  # encoded data; None: below `out`
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where encoded data is kept."""
+        return self.cache or self.out / "encoded"
+
     @classmethod
     def from_json(cls, line: str) -> "Job":
         """Raises Failure(invalid_recipe) when a key is missing or the recipe is not one."""
@@ -77,6 +82,7 @@ def from_arguments(arguments: Sequence[str]) -> Job | None:
     parser.add_argument("recipe", nargs="?", type=Path, help="a JSON file of hyperparameters, as in a job")
     parser.add_argument("--wait", action="store_true", help="import everything, then read the job from stdin")
     parser.add_argument("--job", type=Path, help="a file with the line of JSON that --wait would read")
+    parser.add_argument("--method", choices=["supervised", "dpo"], default="supervised")
     parser.add_argument("--data", type=Path, help="training file")
     parser.add_argument("--format", choices=["jsonl", "text"], help="default: by the file's name")
     parser.add_argument("--validation", type=Path, help="validation file")
@@ -100,7 +106,7 @@ def from_arguments(arguments: Sequence[str]) -> Job | None:
     except OSError as error:
         parser.error(f"{asked.recipe}: {error.strerror}")
     return Job(
-        recipe=Recipe.from_request(hyperparameters),
+        recipe=Recipe.from_request(hyperparameters, asked.method),
         data=asked.data,
         format=_format(asked.format, asked.data.name),
         model=asked.model,

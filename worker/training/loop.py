@@ -60,11 +60,11 @@ def train(job: Job, pulse: Pulse) -> Iterator[Event]:
 
         # Advance and report.
         seconds = time.monotonic() - began
-        progress.advance(done.loss, done.trained, device.agree(seconds), updated)
+        progress.advance(done.loss, done.over, done.trained, device.agree(seconds), updated)
         yield Step(
             step=progress.step,
             epoch=plan.epoch(progress.step),
-            loss=done.loss / done.trained,
+            loss=done.loss / done.over,
             learning_rate=rate,
             grad_norm=norm if math.isfinite(norm) else None,
             tokens=done.tokens,
@@ -72,6 +72,7 @@ def train(job: Job, pulse: Pulse) -> Iterator[Event]:
             tokens_per_second=done.tokens / seconds,
             memory_bytes=device.memory(),
             skipped=not updated,
+            rewards=done.rewards,
         )
         yield from parts.saver.done()
         stopping = done.asked

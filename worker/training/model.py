@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.activations import NewGELUActivation
 
 from app.recipe import Recipe
-from worker.training import attention, dropout, lookup
+from worker.training import attention, dropout, lookup, objective
 from worker.training.batches import Batch, Layout, lay
-from worker.training.data import Mask, Tokens
+from worker.training.data import Unit
 from worker.training.device import Device
 from worker.training.failure import Failure
-from worker.training.head import Head, Score, WholeHead
+from worker.training.head import Head, WholeHead
+from worker.training.preference import likelihoods
 
 DROPOUTS = (
     "dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "embd_pdrop", "attn_pdrop",
@@ -38,6 +39,7 @@ class Model:
         self.end = 0
         self.layout: Layout = "apart"
         self._attention = network.config._attn_implementation
+        self.objective = objective.choose(recipe)
         self._body: Any = network.base_model
         self._output: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._head: Head | WholeHead = WholeHead(self._output)
@@ -77,19 +79,28 @@ class Model:
         )  # a kernel, or a program, for each text
         return ["rows"] if slow or not attention.suits(self.network) else ["line", "rows"]
 
-    def lay(self, examples: Sequence[tuple[Tokens, Mask]], max_length: int) -> Batch:
-        """A batch on the device."""
-        return lay(examples, self.layout, max_length, self.end).to(self.device.place)
+    def lay(self, units: Sequence[Unit], max_length: int) -> Batch:
+        """The units as one batch, on the device."""
+        examples = [example for unit in units for example in unit.examples]
+        reference = [value for unit in units for value in unit.reference]
+        return lay(examples, self.layout, max_length, self.end, reference).to(self.device.place)
 
     def learn(self, batch: Batch, scale: float) -> Tensor:
-        """Forward and backward of scale x the summed loss; returns the unscaled sum on the device."""
-        return self._head.learn(self._hidden(batch), batch.targets, scale)
+        """Forward and backward of scale x the summed loss; returns the objective's unscaled sums."""
+        return self.objective.learn(self._head, self._hidden(batch), batch, scale)
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> Score:
-        """Loss and accuracy sums of a batch, in evaluation mode."""
+    def score(self, batch: Batch) -> Tensor:
+        """The objective's sums of a batch, in evaluation mode."""
         with self.resting():
-            return self._head.score(self._hidden(batch), batch.targets)
+            return self.objective.score(self._head, self._hidden(batch), batch)
+
+    @torch.no_grad()
+    def likelihoods(self, batch: Batch, examples: int) -> Tensor:
+        """The log-likelihood of the targets of each example, fp64, in evaluation mode."""
+        with self.resting():
+            losses = self._head.losses(self._hidden(batch), batch.targets)
+        return likelihoods(losses, batch.owners, examples)
 
     @torch.no_grad()
     def write(self, prompt: list[int], most: int) -> list[int]:
@@ -160,7 +171,8 @@ class Model:
         own = self.logits(batch.ids).reshape(-1, self.network.config.get_text_config().vocab_size)
         loss = nn.functional.cross_entropy(own[batch.sources], batch.targets, reduction="sum")
         tolerance = SAME if self.device.precision == "fp32" else 0.05
-        return abs(float(self.score(batch).loss) - float(loss)) <= tolerance * max(1.0, abs(float(loss)))
+        difference = -float(self.likelihoods(batch, 1)) - float(loss)
+        return abs(difference) <= tolerance * max(1.0, abs(float(loss)))
 
     @torch.no_grad()
     def _lays_exactly(self, layout: Layout) -> bool:

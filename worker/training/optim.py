@@ -22,7 +22,7 @@ def rate(recipe: Recipe, parameters: int) -> float:
         return recipe.learning_rate
     usual = min(1e-3, max(1e-5, REFERENCE_RATE * math.sqrt(REFERENCE_PARAMETERS / max(1, parameters))))
     factor = 1.0 if recipe.learning_rate_multiplier == "auto" else recipe.learning_rate_multiplier
-    return usual * factor * (10 if recipe.lora_rank else 1)
+    return usual * factor * (10 if recipe.lora_rank else 1) * (0.1 if recipe.method == "dpo" else 1)
 
 
 def warmup(recipe: Recipe, total_steps: int) -> int:

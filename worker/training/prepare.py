@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.dataset import Chat, read
+from app.dataset import Chat, Preference, read
 from app.encoding import Encoder
 from app.recipe import Recipe
 from worker.training import checkpoint, data, device, lora, model, optim
@@ -21,8 +20,10 @@ from worker.training.events import Event, Notice, Prepared
 from worker.training.failure import Failure
 from worker.training.job import Job
 from worker.training.model import Model
+from worker.training.objective import resolved_beta
 from worker.training.optim import Optimization
 from worker.training.pulse import Pulse
+from worker.training.reference import Reference, weights_digest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,10 +100,20 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
     encoded, held = _encode(job, encoder, max_length, pulse)
     if not place.rank:
         place.barrier()
+    weights = None
+    if job.recipe.method == "dpo":
+        weights = weights_digest(job.model, pulse.beat)
+        # One process alone may not leave while the others wait for its sums.
+        beat = pulse.beat if place.world == 1 else pulse.tick
+        reference = Reference(job, weights, place, encoder.end, max_length, beat)
+        encoded = yield from _with_reference(reference, encoded)
+        held = (yield from _with_reference(reference, held)) if held else None
+        del reference  # and the model in it
+        place.free()
     train, validation = _shares(job, encoded, held)
     batch = _batch(job.recipe, train, place)
     plan = _plan(job.recipe, len(train), batch.total)
-    fingerprint = _fingerprint(job.recipe, encoded, held, batch.total)
+    fingerprint = _fingerprint(job.recipe, encoded, held, weights, batch.total)
     source, progress, notices = checkpoint.choose(job.resume, fingerprint)
     yield from notices
     progress.micro = min(progress.micro or batch.micro, batch.micro)
@@ -140,6 +151,7 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
         "eval_steps": plan.eval_steps,
         "save_steps": plan.save_steps,
         "packing": trained.packing,
+        "beta": resolved_beta(job.recipe),
         "lora_alpha": lora.alpha(job.recipe) if adapted else None,
     }
     tokens, trained_tokens = train.total()
@@ -176,12 +188,22 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
 
 
 def _encode(job: Job, encoder: Encoder, max_length: int, pulse: Pulse) -> tuple[Encodings, Encodings | None]:
-    cache: Path = job.cache or job.out / "encoded"
-    train = data.encode(job.data, job.format, encoder, job.recipe, max_length, cache, pulse.beat)
+    train = data.encode(job.data, job.format, encoder, job.recipe, max_length, job.cache_folder, pulse.beat)
     if job.validation is None:
         return train, None
     form = job.validation_format
-    return train, data.encode(job.validation, form, encoder, job.recipe, max_length, cache, pulse.beat)
+    return train, data.encode(
+        job.validation, form, encoder, job.recipe, max_length, job.cache_folder, pulse.beat
+    )
+
+
+def _with_reference(reference: Reference, encodings: Encodings) -> Generator[Event, None, Encodings]:
+    for stated in reference.give(encodings):
+        if isinstance(stated, Encodings):
+            encodings = stated
+        else:
+            yield stated
+    return encodings
 
 
 def _shares(job: Job, encoded: Encodings, held: Encodings | None) -> tuple[Share, Share | None]:
@@ -236,11 +258,14 @@ def _plan(recipe: Recipe, examples: int, total: int) -> Plan:
     )
 
 
-def _fingerprint(recipe: Recipe, encoded: Encodings, held: Encodings | None, total: int) -> str:
-    said = recipe.model_dump(mode="json", exclude=FREE)
-    known = [said, encoded.key, held.key if held else None, total]
+def _fingerprint(
+    recipe: Recipe, encoded: Encodings, held: Encodings | None, weights: str | None, total: int
+) -> str:
+    # Without what is None: a field that a later release adds makes no checkpoint foreign.
+    said = recipe.model_dump(mode="json", exclude=FREE, exclude_none=True)
+    known = [said, encoded.key, held.key if held else None, weights, total]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _is_chat(job: Job) -> bool:
-    return isinstance(next(read(job.data, job.format), None), Chat)
+    return isinstance(next(read(job.data, job.format), None), Chat | Preference)

@@ -38,6 +38,7 @@ def evaluate_now(parts: Parts, pulse: Pulse) -> Generator[Event, None, bool]:
             parts.model, parts.validation, parts.eval_size, parts.max_length, progress.step, epoch, beat
         )
         row |= {"loss": said.loss, "perplexity": said.perplexity, "accuracy": said.accuracy}
+        row |= {f"reward_{name}": value for name, value in (said.rewards or {}).items()}
         is_best = _judge(parts, said.loss)
         yield said
     progress.evaluations.append({k: None if _is_odd(v) else v for k, v in row.items()})
