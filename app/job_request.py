@@ -116,6 +116,21 @@ def recipe(method: Method, given: Values) -> Recipe:
         raise InvalidRequest(error.message, param=where, code=error.code) from error
 
 
+def refuse_other_shape(method: Method, file_id: str, shape: str | None, param: str) -> None:
+    """Preference pairs are for dpo, and dpo is for them. A file of no known shape is left to the trainer."""
+    if shape is None or (shape == "preference") == (method.type == "dpo"):
+        return
+    message = (
+        f"{file_id} holds preference pairs: set `method.type` to `dpo`, or name a file of another shape."
+    )
+    if method.type == "dpo":
+        message = (
+            f"{file_id} holds no preference pairs (its rows are of shape `{shape}`), and `dpo` trains them"
+            " alone: rows of `input`, `preferred_output` and `non_preferred_output`."
+        )
+    raise InvalidRequest(message, param=param, code=f"invalid_{param}")
+
+
 def refuse_what_is_not_offered(request: JobRequest) -> None:
     """Raises InvalidRequest, also for metadata that is too long."""
     if request.integrations:

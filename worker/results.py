@@ -18,7 +18,9 @@ COPY = """
 COPY (
   SELECT
     step, epoch_progress AS epoch, loss AS train_loss, learning_rate, grad_norm, tokens, trained_tokens,
-    tokens_per_second, valid_loss, valid_perplexity, valid_accuracy AS valid_mean_token_accuracy
+    tokens_per_second, valid_loss, valid_perplexity, valid_accuracy AS valid_mean_token_accuracy,
+    reward_chosen, reward_rejected, reward_margin, reward_accuracy,
+    valid_reward_chosen, valid_reward_rejected, valid_reward_margin, valid_reward_accuracy
   FROM metrics WHERE job_id = %s ORDER BY step
 ) TO STDOUT (FORMAT csv, HEADER)
 """

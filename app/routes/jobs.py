@@ -27,7 +27,9 @@ router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencie
 RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
 
 
-async def _usable(session: AsyncSession, file_id: str, param: str, caller: Caller) -> File:
+async def _usable(
+    session: AsyncSession, file_id: str, param: str, method: job_request.Method, caller: Caller
+) -> File:
     """The file, locked so that nobody deletes it before the job that reads it is there."""
     row = await session.scalar(
         select(File)
@@ -50,6 +52,7 @@ async def _usable(session: AsyncSession, file_id: str, param: str, caller: Calle
         )
     if row.status != "processed":
         raise InvalidRequest(f"{file_id} cannot be used: {row.status_details}", param=param, code=code)
+    job_request.refuse_other_shape(method, file_id, row.shape, param)
     return row
 
 
@@ -111,9 +114,9 @@ async def create_job(
     await quota.take_storage(session, caller, 1)  # a model has more; how much more is known at its end
     source = await _source(session, body, caller, settings)
     await _hold_model(session, source)
-    await _usable(session, body.training_file, "training_file", caller)
+    await _usable(session, body.training_file, "training_file", method, caller)
     if body.validation_file is not None:
-        await _usable(session, body.validation_file, "validation_file", caller)
+        await _usable(session, body.validation_file, "validation_file", method, caller)
     values = {
         "id": f"ftjob-{secrets.token_hex(12)}",
         "owner": caller.owner,

@@ -1,10 +1,13 @@
-"""Rewards of preference training: four means of each step, and of each evaluation."""
+"""Rewards of preference training: four means of each step, and of each evaluation.
+
+The code before it names its columns, so it goes on working: all new ones may be null.
+"""
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0002"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -17,6 +20,7 @@ NAMES = [
 
 
 def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
     for name in NAMES:
         op.add_column("metrics", sa.Column(name, sa.Double(), nullable=True))
 

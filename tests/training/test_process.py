@@ -199,8 +199,8 @@ def test_a_bad_recipe_or_bad_data_is_78_and_says_what(
 
 def test_a_stalled_step_ends_the_job_with_its_reason(job: Job, tmp_path: Path) -> None:
     stuck = (
-        "import sys, time, worker.training.batches as b, worker.training.accumulate as a\n"
-        "a.lay = lambda *_: time.sleep(60)\n"
+        "import sys, time, worker.training.model as m\n"
+        "m.Model.lay = lambda *_: time.sleep(60)\n"
         "from worker.training import run\n"
         "sys.exit(run.run(sys.argv[1:], sys.stdout))\n"
     )

@@ -19,7 +19,9 @@ def save(parts: Parts, best: bool, final: bool) -> list[Saved]:
         metrics["full_valid_loss"] = last["loss"]
         if last["accuracy"] is not None:
             metrics["full_valid_mean_token_accuracy"] = last["accuracy"]
-        metrics |= {f"full_valid_{k}": v for k, v in last.items() if k.startswith("reward_")}
+        metrics |= {
+            f"full_valid_{k}": v for k, v in last.items() if k.startswith("reward_") and v is not None
+        }
     write = folder.snapshot(parts.model.network, parts.adapted, parts.optimization, parts.template, parts.job)
     return parts.saver.save(write, progress, metrics, best or progress.best_step == progress.step, final)
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.training import manifest
-from worker.training.batches import lay
-from worker.training.data import Encodings
+from worker.training.data import Encodings, Unit
 from worker.training.device import Device
 from worker.training.events import Notice
 from worker.training.failure import is_out_of_memory
@@ -91,8 +90,8 @@ class Reference:
     def _likelihoods(self, encodings: Encodings, part: range) -> list[float]:
         model = self._loaded()
         try:
-            examples = [encodings.example(i) for i in part]
-            batch = lay(examples, model.packing, self.max_length, self.end).to(self.place.place)
+            everything = Unit([encodings.example(i) for i in part], [])
+            batch = model.lay([everything], self.max_length)
             found: list[float] = model.likelihoods(batch, len(part)).tolist()
             return found
         except Exception as error:
