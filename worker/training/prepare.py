@@ -102,9 +102,9 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
         place.barrier()
     weights = None
     if job.recipe.method == "dpo":
-        weights = weights_digest(job.model, pulse.beat)
         # One process alone may not leave while the others wait for its sums.
         beat = pulse.beat if place.world == 1 else pulse.tick
+        weights = weights_digest(job.model, beat)
         reference = Reference(job, weights, place, encoder.end, max_length, beat)
         encoded = yield from _with_reference(reference, encoded)
         held = (yield from _with_reference(reference, held)) if held else None
