@@ -98,6 +98,9 @@ async def create_job(
 
     With an `Idempotency-Key` the same request makes one job however often it is sent; so do the repetitions
     that the official SDK sends by itself.
+
+    `method` is `{"type": "supervised"}` or, for a file of preference pairs,
+    `{"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}`; a file of another shape is refused.
     """
     digest, repeated = job_request.digest(body), x_stainless_retry_count > 0
     # First of all: what has been promised stands, even if its file is deleted or the disk is full by now.

@@ -37,6 +37,9 @@ async def list_metrics(
 
     With `points` the whole range comes at once, thinned for drawing: of each stretch of steps the ones with
     the lowest and the highest loss, besides the first, the last, and all that were evaluated.
+
+    Preference pairs (`dpo`) add means over pairs: `reward_chosen`, `reward_rejected`, `reward_margin` and
+    `reward_accuracy`, and the same as `valid_reward_…` where it was evaluated.
     """
     await find_job(session, job_id, caller)
     if points is not None:
