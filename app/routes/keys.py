@@ -182,7 +182,7 @@ async def change_api_key(key_id: str, body: KeyChange, session: OpenSession) -> 
     `{"limits": {"running_jobs": 4}}`
     """
     row = await _usable(session, key_id)
-    if body.scopes is not None and ADMIN not in body.scopes:
+    if body.expires_at is not None or (body.scopes is not None and ADMIN not in body.scopes):
         await _keep_an_admin(session, row)
     changes = body.model_dump(include={"name", "scopes"}, exclude_none=True)
     if body.limits is not None:

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Header, Request
 from pydantic import Field
@@ -27,6 +28,7 @@ from app.uploads.rows import Upload, UploadPart
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=[needs("files")])
 MAX_PART_BYTES = 64 * 1024 * 1024  # what the SDK cuts a file into
+_composing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
 
 
@@ -207,23 +209,26 @@ async def complete_upload(
     """
     database: Database = request.app.state.database
     wanted = states.digest(body.part_ids, body.md5)
-    async with database.transaction() as early:  # not while the file is made
-        upload = await states.find(early, upload_id, caller)
-        if states.completed_before(upload, wanted, x_stainless_retry_count):
-            about(session, None)
-            return await _shown(early, upload)
-        await states.refuse_ended(early, upload, "completed")
-        parts = await states.in_order(early, upload, body.part_ids)
-    store.refuse_low_space(settings.min_free_bytes + upload.bytes)
-    with Incoming(store, upload.bytes) as incoming:
-        file = await _composed(store, upload, parts, body.md5, incoming, caller)
-        row = await states.find(session, upload_id, caller, lock=True)
-        if states.completed_before(row, wanted, x_stainless_retry_count):
-            await asyncio.to_thread(incoming.discard)
-            about(session, None)
-        else:
-            await states.complete(session, row, file, wanted)
-    return await _shown(session, row)
+    # A large file takes minutes, and the SDK asks again after ten: the second try waits for the first here,
+    # instead of making the same file beside it. In another process it would; only one of them is kept.
+    async with _composing.setdefault(upload_id, asyncio.Lock()):
+        async with database.transaction() as early:  # not while the file is made
+            upload = await states.find(early, upload_id, caller)
+            if states.completed_before(upload, wanted, x_stainless_retry_count):
+                about(session, None)
+                return await _shown(early, upload)
+            await states.refuse_ended(early, upload, "completed")
+            parts = await states.in_order(early, upload, body.part_ids)
+        store.refuse_low_space(settings.min_free_bytes + upload.bytes)
+        with Incoming(store, upload.bytes) as incoming:
+            file = await _composed(store, upload, parts, body.md5, incoming, caller)
+            row = await states.find(session, upload_id, caller, lock=True)
+            if states.completed_before(row, wanted, x_stainless_retry_count):
+                await asyncio.to_thread(incoming.discard)
+                about(session, None)
+            else:
+                await states.complete(session, row, file, wanted)
+        return await _shown(session, row)
 
 
 async def _composed(

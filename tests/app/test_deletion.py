@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import litter, purge
@@ -17,6 +18,7 @@ from app.lifecycle import claims, wishes
 from app.settings import Settings
 from app.storage import Store
 from app.tables import Checkpoint, File, Model, now
+from app.uploads.rows import Upload, UploadPart
 
 DAY = 25 * 3600.0
 
@@ -91,6 +93,31 @@ async def test_what_no_row_knows_goes_after_a_day(session: AsyncSession, store: 
     assert store.path("files/file-1").exists()
     assert store.path("models/job-e1/config.json").exists()
     assert store.path("cache/file-1/tokens.bin").exists()
+
+
+async def test_parts_go_with_their_upload_and_not_before(session: AsyncSession, store: Store) -> None:
+    ends = {"late": timedelta(seconds=-1), "pending": timedelta(minutes=1)}
+    for name, life in ends.items():
+        named = {"filename": "f", "mime_type": "a/b", "purpose": "fine-tune", "status": "pending"}
+        key = f"uploads/{name}"
+        session.add(Upload(id=name, owner="me", key=key, bytes=1, expires_at=now + life, **named))
+        await session.flush()
+        session.add(UploadPart(id=f"part-{name}", upload_id=name, bytes=1, sha256=""))
+        put(store, f"{key}/part-{name}", DAY)
+    put(store, "uploads/unknown/part", DAY)
+    assert await tidy(session, store) == ["uploads/unknown"]
+    await purge.expire_uploads(session)
+    (doomed,) = await purge.doomed(session)
+    assert doomed.row_id == "late"
+    purge.remove(store, doomed)
+    # Killed here, the next round finds it again and nothing to remove.
+    assert await purge.doomed(session) == [doomed]
+    purge.remove(store, doomed)
+    await purge.forget(session, doomed)
+    assert await purge.doomed(session) == []
+    assert not store.path("uploads/late").exists()
+    assert store.path("uploads/pending/part-pending").exists()
+    assert list(await session.scalars(select(UploadPart.id))) == ["part-pending"]
 
 
 async def test_what_a_fenced_off_attempt_left_goes_soon_and_checkpoints_with_a_row_stay(

@@ -1,6 +1,8 @@
 """API keys over the wire: made, used, limited, revoked."""
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,8 +154,8 @@ def test_a_key_can_be_changed_but_not_its_owner(api: Api, http: httpx2.Client) -
         assert other.get("/v1/files").status_code == 403
     assert http.post(f"{KEYS}/{made['id']}", json={"owner": "x"}).json()["error"]["param"] == "owner"
     me = http.get(f"{KEYS}/me").json()["id"]
-    refused = http.post(f"{KEYS}/{me}", json={"scopes": ["generate"]}).json()["error"]
-    assert refused["code"] == "last_admin_key"
+    for ending in ({"scopes": ["generate"]}, {"expires_at": int(time.time()) + 60}):
+        assert http.post(f"{KEYS}/{me}", json=ending).json()["error"]["code"] == "last_admin_key"
     assert http.post(f"{KEYS}/00000000", json={"name": "x"}).status_code == 404
 
 
@@ -212,6 +214,19 @@ def test_scanners_and_our_logs_know_a_key_by_its_form() -> None:
     assert re.fullmatch(KEY_FORM, key)
     assert without_keys(f"Bearer {key}.") == f"Bearer ft_{key[3:11]}_….", key
     assert len({make_key() for _ in range(100)}) == 100
+
+
+def test_no_log_line_holds_a_key_whoever_wrote_it() -> None:
+    key = make_key()
+    code = (
+        "import logging, structlog, sys; from app.journal import configure_logs; configure_logs('info')\n"
+        "structlog.get_logger().info('said', header=f'Bearer {sys.argv[1]}')\n"
+        "try: raise ValueError(sys.argv[1])\n"
+        "except ValueError: structlog.get_logger().exception('x'); logging.getLogger('y').exception('z')"
+    )
+    said = subprocess.run([sys.executable, "-c", code, key], capture_output=True, text=True, check=True)
+    assert said.stderr.count(f"ft_{key[3:11]}_…") + said.stderr.count(f"ft_{key[3:11]}_\\u2026") == 3
+    assert key not in said.stderr
 
 
 def test_requests_a_minute_are_counted_exactly(api: Api, http: httpx2.Client) -> None:

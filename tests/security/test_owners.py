@@ -62,10 +62,12 @@ def test_another_owners_id_is_as_unknown_as_one_that_never_was(
 ) -> None:
     nothing = {**UNKNOWN, "path": "config.json"}
     sent = BODIES.get(call.name, {})
-    found = stranger.request(call.method, fill(call, theirs.ids), **sent)
-    unknown = stranger.request(call.method, fill(call, nothing), **sent)
-    assert found.status_code == (403 if call.path in ADMINS else 404), found.text
-    assert blurred(found, theirs.ids) == blurred(unknown, nothing)
+    for kind in ("model", "checkpoint") if "model" in call.params else (None,):
+        mine, none = ({**ids, "model": ids[kind]} if kind else ids for ids in (theirs.ids, nothing))
+        found = stranger.request(call.method, fill(call, mine), **sent)
+        unknown = stranger.request(call.method, fill(call, none), **sent)
+        assert found.status_code == (403 if call.path in ADMINS else 404), found.text
+        assert blurred(found, mine) == blurred(unknown, none)
 
 
 @pytest.mark.parametrize("call", LISTS, ids=lambda call: call.name)
