@@ -213,7 +213,8 @@ async def complete_upload(
     # instead of making the same file beside it. In another process it would; only one of them is kept.
     async with _composing.setdefault(upload_id, asyncio.Lock()):
         async with database.transaction() as early:  # not while the file is made
-            upload = await states.find(early, upload_id, caller)
+            # Locked, so as to see what the first try is about to commit.
+            upload = await states.find(early, upload_id, caller, lock=True)
             if states.completed_before(upload, wanted, x_stainless_retry_count):
                 about(session, None)
                 return await _shown(early, upload)

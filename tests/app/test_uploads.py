@@ -14,6 +14,10 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import Upload
 from openai.types.uploads import UploadPart
 
+from app.routes import uploads
+from app.storage import Store
+from app.uploads.compose import compose
+from app.uploads.rows import Upload as Row
 from tests.app.conftest import Api
 from tests.app.test_keys import sql
 
@@ -189,8 +193,16 @@ def test_the_sdks_retries_change_nothing_more(http: httpx2.Client, client: OpenA
 
 
 def test_tries_to_complete_that_arrive_at_once_make_one_file(
-    api: Api, http: httpx2.Client, client: OpenAI, pending: Upload
+    api: Api, http: httpx2.Client, client: OpenAI, pending: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And read the parts once: `compose` is counted, there being nothing else to see that by."""
+    composed: list[str] = []
+
+    async def counted(store: Store, upload: Row, *rest: Any) -> None:
+        composed.append(upload.id)
+        await compose(store, upload, *rest)
+
+    monkeypatch.setattr(uploads, "compose", counted)
     before = len(list(api.settings.storage_folder.glob("files/*")))
     body = {"part_ids": [part(client, pending, b"aaaabbbbcccc")]}
 
@@ -202,6 +214,7 @@ def test_tries_to_complete_that_arrive_at_once_make_one_file(
         answers = list(threads.map(complete, (1, 2, 3, 4, 5)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["file"]["id"] for answer in answers}) == 1
+    assert composed == [pending.id]
     assert len(list(api.settings.storage_folder.glob("files/*"))) == before + 1
 
 
