@@ -1,16 +1,15 @@
 """Training files: checked while they stream in, read back as examples.
 
-JSONL, whose rows all have one of the shapes in `app.shapes`; and plain text.
+JSON Lines, CSV and Parquet, whose rows all have one of the shapes in `app.shapes`; and plain text. One
+reader a format serves both the check and the training, so that what was accepted can be read.
 """
 
-import codecs
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
-from app import shapes
+from app import lines, shapes
 from app.examples import Chat as Chat  # callers know them from here
 from app.examples import DatasetError as DatasetError
 from app.examples import Example as Example
@@ -18,13 +17,29 @@ from app.examples import Pair as Pair
 from app.examples import Preference as Preference
 from app.examples import Problem as Problem
 from app.examples import Text as Text
+from app.lines import MAX_LINE_BYTES as MAX_LINE_BYTES
+from app.rows import Columns as Columns
+from app.rows import Csv, Found, JsonLines, PlainText, Reader, Row
 from app.shapes import Shape as Shape
 
-Format = Literal["jsonl", "text"]
-MAX_LINE_BYTES = 1_000_000
+Format = Literal["jsonl", "text", "csv", "parquet"]
+FORMATS: tuple[Format, ...] = ("jsonl", "text", "csv", "parquet")
+ENDINGS: dict[str, Format] = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 MAX_PROBLEMS = 20  # told by line; the rest only counted
-SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
-PIECE_CHARACTERS = 1_000_000  # a longer document is read in pieces
+CHUNK = 1_000_000
+PARQUET = b"PAR1"
+# What a file may turn out to be by its first bytes, and what to do about it.
+FOREIGN = {
+    b"\xff\xfe\0\0": "UTF-32; save the file as UTF-8",
+    b"\0\0\xfe\xff": "UTF-32; save the file as UTF-8",
+    b"\xff\xfe": "UTF-16; save the file as UTF-8",
+    b"\xfe\xff": "UTF-16; save the file as UTF-8",
+    b"\x1f\x8b": "compressed with gzip; upload it unpacked",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; upload it unpacked",
+    b"BZh": "compressed with bzip2; upload it unpacked",
+    b"PK\x03\x04": "a zip archive or an Excel sheet; upload the file in it, or save the sheet as CSV",
+    b"%PDF": "a PDF document; extract its text first",
+}
 
 
 @dataclass(frozen=True)
@@ -39,176 +54,160 @@ class Report:
 
 
 def format_of(filename: str) -> Format:
-    """By name alone: `.txt` is plain text, everything else JSONL (the SDK names raw bytes "upload")."""
-    return "text" if filename.lower().endswith(".txt") else "jsonl"
+    """By name alone: what has no ending that we know is JSONL (the SDK names raw bytes "upload")."""
+    return ENDINGS.get(Path(filename.lower()).suffix, "jsonl")
+
+
+def recognise(head: bytes, format: Format) -> Format:  # noqa: A002  the word of the wire
+    """The format by the first four bytes too, which tell Parquet. Raises DatasetError for what is foreign."""
+    if head == PARQUET:
+        return "parquet"
+    if format == "parquet":
+        raise DatasetError(1, "not Parquet: the file does not begin with its mark, PAR1")
+    for mark, told in FOREIGN.items():
+        if head.startswith(mark):
+            raise DatasetError(1, told)
+    if b"\0" in head[:2]:
+        raise DatasetError(1, "UTF-16, or binary; save the file as UTF-8")
+    return format
 
 
 class Checker:
-    """Checks a file chunk by chunk in constant memory, while it is being uploaded."""
+    """Checks a file chunk by chunk in constant memory, while it is being uploaded.
 
-    def __init__(self, format: Format) -> None:  # noqa: A002  the word of the wire
-        self._rows = _Lines(self._row) if format == "jsonl" else None
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._bytes = self._count = self._wrong = 0
-        self._line, self._blank = 1, True
-        self._problems: list[Problem] = []
-        self._shape: Shape | None = "text" if format == "text" else None
-        self._first = 0  # the line of the row that gave the shape
+    Parquet can only be read from its end: where `is_whole_needed` then, `check` is to be asked.
+    """
+
+    is_whole_needed = False
+
+    def __init__(self, format: Format, columns: Columns | None = None) -> None:  # noqa: A002
+        self.format: Format = format
+        self._columns = columns
+        self._head: bytearray | None = bytearray()
+        self._reader: Reader | None = None
+        self._bytes, self._tally = 0, Tally()
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes of the file, cut anywhere."""
         self._bytes += len(chunk)
-        if self._rows is None:
-            self._text(chunk)
-        else:
-            self._rows.feed(chunk)
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) < len(PARQUET):
+                return
+            chunk = self._begin()
+        if self._reader is not None:
+            self._tally.take(self._reader.feed(chunk))
 
     def finish(self) -> Report:
         """The report; a file without a row is a problem too."""
-        if self._rows is None:
-            self._text(b"", final=True)
-            self._count = 0 if self._blank else 1
-        else:
-            self._rows.finish()
-        if not self._count and not self._wrong:
-            self._problem(Problem(1, "the file holds no example"))
-        return Report(self._count, self._bytes, self._problems, self._wrong, self._shape)
+        if self._head is not None:
+            chunk = self._begin()
+            if self._reader is not None:
+                self._tally.take(self._reader.feed(chunk))
+        if self._reader is not None:
+            self._tally.take(self._reader.finish())
+        self.is_whole_needed = self.format == "parquet" and not self._tally.count
+        return self._tally.report(self._bytes)
 
-    def _row(self, number: int, line: bytes | None) -> None:
+    def _begin(self) -> bytes:
+        head, self._head = bytes(self._head or b""), None
         try:
-            row = parse(number, line)
+            self.format = recognise(head[: len(PARQUET)], self.format)
         except DatasetError as error:
-            for problem in error.problems:
-                self._problem(problem)
-            return
-        if row is None:
-            return
-        self._count += 1
-        if self._shape is None:
-            self._shape, self._first = row[0], number
-        if row[0] != self._shape:
-            self._problem(
-                Problem(
-                    number,
-                    f"this row's shape is {row[0]}, that of line {self._first} is {self._shape};"
-                    " a file has rows of one shape",
-                    shapes.MARKS[row[0]][0],
-                )
-            )
+            self._tally.take(iter([error]))
+            return head
+        if self.format != "parquet":
+            self._reader = reader(self.format, self._columns)
+        return head
 
-    def _text(self, chunk: bytes, final: bool = False) -> None:
-        if self._wrong:
-            return
-        try:
-            text = self._decoder.decode(chunk, final)
-        except UnicodeDecodeError:
-            self._problem(Problem(self._line + chunk.count(b"\n"), "not UTF-8"))
-            return
-        self._line += text.count("\n")
-        self._blank = self._blank and not text.replace(SEPARATOR, "").strip()
+
+class Tally:
+    """Counts rows and problems, and sees that all rows have one shape."""
+
+    def __init__(self) -> None:
+        self.rows = self.count = 0
+        self.problems: list[Problem] = []
+        self.shape: Shape | None = None
+        self._first, self._blank = 0, True
+
+    def take(self, found: Iterator[Found]) -> None:
+        for row in found:
+            if isinstance(row, DatasetError):
+                for problem in row.problems:
+                    self._problem(problem)
+                continue
+            example = row.example
+            self.rows += not isinstance(example, Text) or example.last
+            self._blank = self._blank and isinstance(example, Text) and not example.text.strip()
+            if self.shape is None:
+                self.shape, self._first = row.shape, row.line
+            if row.shape != self.shape:
+                self._problem(_mixed(row, self.shape, self._first))
+
+    def report(self, size: int) -> Report:
+        if self._blank and not self.count:
+            self._problem(Problem(1, "the file holds no example"))
+        return Report(self.rows, size, self.problems, self.count, self.shape)
 
     def _problem(self, problem: Problem) -> None:
-        self._wrong += 1
-        if len(self._problems) < MAX_PROBLEMS:
-            self._problems.append(problem)
+        self.count += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            key = None if problem.key is None else _printable(problem.key)
+            self.problems.append(Problem(problem.line, _printable(problem.message), key))
 
 
-class _Lines:
-    """Cuts chunks into lines; a line over the limit is told as None and its bytes are not kept."""
-
-    def __init__(self, row: Callable[[int, bytes | None], None]) -> None:
-        self._row, self._number, self._kept, self._skipping = row, 0, bytearray(), False
-
-    def feed(self, chunk: bytes) -> None:
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            self._keep(part)
-            self._end()
-        self._keep(rest)
-
-    def finish(self) -> None:
-        if self._kept or self._skipping:
-            self._end()
-
-    def _keep(self, part: bytes) -> None:
-        if self._skipping or len(self._kept) + len(part) > MAX_LINE_BYTES:
-            self._skipping = True
-            self._kept.clear()
-        else:
-            self._kept += part
-
-    def _end(self) -> None:
-        self._number += 1
-        self._row(self._number, None if self._skipping else bytes(self._kept))
-        self._kept.clear()
-        self._skipping = False
+def _printable(text: str) -> str:
+    """Names come from the file and may hold what no database keeps: NUL, halves of surrogate pairs."""
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
-def parse(number: int, line: bytes | None) -> tuple[Shape, Example] | None:
-    """One row of a JSONL file; None for a blank one. Raises DatasetError. `line` None: it was too long."""
-    if line is None or len(line) > MAX_LINE_BYTES:
-        raise DatasetError(number, f"longer than {MAX_LINE_BYTES:,} bytes")
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        row = json.loads(text) if text else None
-        if "\\ud" in text.lower():
-            json.dumps(row, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise DatasetError(number, f"not JSON: {error.msg} at character {error.pos + 1}") from None
-    except UnicodeDecodeError:
-        raise DatasetError(number, "not UTF-8") from None
-    except UnicodeEncodeError:
-        raise DatasetError(number, "half of a surrogate pair, which is no character") from None
-    except RecursionError:
-        raise DatasetError(number, "nested too deeply") from None
-    except ValueError:
-        raise DatasetError(number, "a number of too many digits") from None
-    return shapes.example(number, row) if text else None
+def _mixed(row: Row, shape: Shape, first: int) -> Problem:
+    told = f"this row's shape is {row.shape}, that of line {first} is {shape}; a file has rows of one shape"
+    return Problem(row.line, told, shapes.MARKS[row.shape][0])
 
 
-def read(path: Path, format: Format) -> Iterator[Example]:  # noqa: A002  the word of the wire
-    """The file's examples in order, in constant memory. Raises DatasetError at the first bad row."""
+def reader(format: Format, columns: Columns | None) -> Reader:  # noqa: A002
+    """For all formats that can be read from their beginning."""
+    if format == "text":
+        return PlainText()
+    return Csv(columns) if format == "csv" else JsonLines(columns)
+
+
+def _parquet(path: Path, columns: Columns | None) -> Iterator[Found]:
+    from app import parquet  # a machine that trains on other formats needs no pyarrow
+
+    return parquet.rows(path, columns)
+
+
+def check(path: Path, format: Format, columns: Columns | None = None) -> Report:  # noqa: A002
+    """The report of a file that is there as a whole."""
+    tally = Tally()
+    tally.take(find(path, format, columns))
+    return tally.report(path.stat().st_size)
+
+
+def find(path: Path, format: Format, columns: Columns | None = None) -> Iterator[Found]:  # noqa: A002
+    """Every row, bad ones as errors."""
     with path.open("rb") as file:
-        if format == "text":
-            yield from _documents(file)
-            return
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 2), b""), 1):
-            if row := parse(number, line.rstrip(b"\r\n")):
-                yield row[1]
-
-
-def _documents(file: BinaryIO) -> Iterator[Text]:
-    """A plain text file is one document, unless the separator occurs."""
-    decoder, line, rest, more = codecs.getincrementaldecoder("utf-8-sig")(), 1, "", True
-    within = begun = False
-    while more:
-        chunk = file.read(PIECE_CHARACTERS)
-        more = bool(chunk)
+        head = file.read(len(PARQUET))
         try:
-            rest += decoder.decode(chunk, final=not more)
-        except UnicodeDecodeError:
-            raise DatasetError(line + chunk.count(b"\n"), "not UTF-8") from None
-        *ended, rest = rest.split(SEPARATOR)
-        for document in ended:
-            yield Text(line, document, first=not within)
-            line, within, begun = line + document.count("\n"), False, True
-        if more and (cut := _cut(rest)):
-            yield Text(line, rest[:cut], first=not within, last=False)
-            line, rest, within = line + rest.count("\n", 0, cut), rest[cut:], True
-    if rest.strip() or within or not begun:
-        yield Text(line, rest, first=not within)
+            found = recognise(head, format)
+        except DatasetError as error:
+            yield error
+            return
+        if found == "parquet":
+            yield from _parquet(path, columns)
+            return
+        source, chunk = reader(found, columns), head
+        while chunk:
+            yield from source.feed(chunk)
+            chunk = file.read(min(CHUNK, lines.PIECE_CHARACTERS))
+        yield from source.finish()
 
 
-def _cut(text: str) -> int:
-    """Where a long text may be cut without changing its tokens: after a line break that a word follows,
-    or, where lines are endless, before the single space between two words."""
-    low, high = PIECE_CHARACTERS // 2, len(text) - len(SEPARATOR)
-    at = high
-    while (at := text.rfind("\n", low, at)) > 0:
-        if not text[at + 1].isspace():
-            return at + 1
-    at = high
-    while (at := text.rfind(" ", low, at)) > 0:
-        if not (text[at - 1].isspace() or text[at + 1].isspace()):
-            return at
-    return 0
+def read(path: Path, format: Format, columns: Columns | None = None) -> Iterator[Example]:  # noqa: A002
+    """The examples of a file in constant memory. Raises DatasetError at the first bad row, OSError."""
+    for row in find(path, format, columns):
+        if isinstance(row, DatasetError):
+            raise row
+        yield row.example

@@ -10,6 +10,7 @@ from app import audit
 from app.auth import KnownCaller
 from app.database import Database
 from app.generator import Generator
+from app.inspection.inspector import Inspector
 from app.settings import Settings
 from app.storage import Store
 
@@ -36,8 +37,14 @@ def _generator(request: Request) -> Generator:
     return generator
 
 
+def _inspector(request: Request) -> Inspector:
+    inspector: Inspector = request.app.state.inspector
+    return inspector
+
+
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
+OpenInspector = Annotated[Inspector, Depends(_inspector)]
 OpenGenerator = Annotated[Generator, Depends(_generator)]

@@ -60,6 +60,9 @@ class JobRequest(Body):
     )
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Reported; 42 when absent")
     metadata: dict[str, str] | None = Field(None, max_length=16)
+    refuse_on: list[str] | None = Field(
+        None, max_length=32, description="Codes of findings (docs/data.md) on which not to train"
+    )
     integrations: list[Integration] | None = Field(
         None, max_length=5, description="None is offered yet: a list with any is refused"
     )

@@ -13,9 +13,22 @@ from app.database import Database
 from app.dispatch import dispatching
 from app.feed import feeding
 from app.generator import Generator
+from app.inspection.inspector import Inspector
+from app.inspection.reports import Reports
 from app.journal import configure_logs
 from app.limits import BodyLimit
-from app.routes import audit_log, completions, files, health, jobs, keys, models, progress, uploads
+from app.routes import (
+    audit_log,
+    completions,
+    files,
+    health,
+    inspections,
+    jobs,
+    keys,
+    models,
+    progress,
+    uploads,
+)
 from app.settings import Settings
 from app.storage import Store
 
@@ -24,6 +37,8 @@ from app.storage import Store
 async def _running(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     app.state.database = Database(settings)
+    app.state.inspector = Inspector()
+    app.state.reports = Reports(app.state.inspector, app.state.store)
     app.state.generator = Generator(settings.generator_url)
     try:
         async with (
@@ -33,6 +48,7 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
             app.state.dispatcher, app.state.feed = dispatcher, feed
             yield
     finally:
+        await app.state.reports.close()
         await app.state.generator.close()
         await app.state.database.close()
 
@@ -55,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = Store(settings.storage_folder)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
-    for part in (files, jobs, progress, models, completions, keys, audit_log, uploads):
+    for part in (files, inspections, jobs, progress, models, completions, keys, audit_log, uploads):
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)

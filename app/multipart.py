@@ -108,12 +108,14 @@ async def read_form(
     file_field: str,
     begin: Callable[[str], None],
     take: Callable[[bytes], Awaitable[None]],
+    form: Form | None = None,
 ) -> Form:
     """Read the form; `begin(filename)` is called once, then `take` with the file's bytes, about 1 MiB a time.
 
-    Raises InvalidRequest for anything but a whole form with one file in the field `file_field`.
+    Given a `form`, that one is filled: `begin` finds the fields that came before the file in it. Raises
+    InvalidRequest for anything but a whole form with one file in the field `file_field`.
     """
-    form, waiting = Form(), bytearray()
+    form, waiting = form or Form(), bytearray()
     the_file: _Part | None = None
     async for part, data in _found(request, _Reader(_boundary(request))):
         if part.filename is None or part.name != file_field:

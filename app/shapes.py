@@ -25,6 +25,7 @@ MARKS: dict[Shape, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "sharegpt": ("conversations",),
 }
+SHAPE_OF: dict[str, Shape] = {key: shape for shape, keys in MARKS.items() for key in keys}
 SHAPES = (
     '"text"; "prompt" and "completion"; "messages"; "input", "preferred_output" and "non_preferred_output";'
     ' "instruction", "input" and "output"; or "conversations"'
@@ -74,10 +75,10 @@ def example(number: int, row: object) -> tuple[Shape, Example]:
 
 
 def _shape(number: int, row: Mapping[str, Any]) -> Shape:
-    shapes = [shape for shape, keys in MARKS.items() if any(key in row for key in keys)]
-    if len(shapes) == 1:
-        return shapes[0]
-    marks = [key for shape in shapes for key in MARKS[shape] if key in row]
+    found = {SHAPE_OF[key] for key in SHAPE_OF.keys() & row.keys()}
+    if len(found) == 1:
+        return found.pop()
+    marks = [key for key in SHAPE_OF if key in row]
     here = " and ".join(marks) if marks else "none of them"
     raise DatasetError(number, f"a row has {SHAPES}; here: {here}", marks[-1] if marks else None)
 

@@ -41,6 +41,14 @@ class Upload:
         self.bytes += len(data)
 
     @property
+    def path(self) -> Path:
+        """Where the bytes lie until the commit; `flush` before anybody else reads them."""
+        return self._temporary
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     DateTime,
     ForeignKey,
     Identity,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     UniqueConstraint,
     func,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -78,6 +80,12 @@ class File(Base):
         CheckConstraint("status IN ('uploaded','processed','error')", "status"),
         Index(None, "owner", "seq"),
     )
+
+    @classmethod
+    def visible(cls, owner: str) -> tuple[ColumnElement[bool], ...]:
+        """Conditions: the owner's, neither deleted nor past its time."""
+        in_time = or_(cls.expires_at.is_(None), cls.expires_at > func.now())
+        return cls.owner == owner, cls.deleted_at.is_(None), in_time
 
 
 class Job(Base):

@@ -49,6 +49,7 @@ def file(row: File) -> JsonObject:
         "rows": row.rows,
         "format": row.format,
         "shape": row.shape,
+        "columns": row.columns,
         "problems": row.problems or [],
     }
     if row.expires_at is not None:

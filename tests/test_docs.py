@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.inspection.findings import KINDS
 from app.main import create_app
 from app.recipe import Recipe
 from app.reference import render
@@ -49,6 +50,12 @@ def test_every_dependency_has_its_reason() -> None:
     listed = project[project.index("dependencies = [") : project.index("[project.scripts]")]
     for name in re.findall(r'^\s*"?([A-Za-z0-9_-]+)(?:\[[a-z,]+\])?[>=]=', listed, re.MULTILINE):
         assert name.lower() in page, name
+
+
+def test_every_finding_stands_on_its_page_with_what_it_means_and_what_to_do() -> None:
+    page = (ROOT / "docs/data.md").read_text()
+    for code, kind in KINDS.items():
+        assert f"| `{code}` | {kind.level} | {kind.meaning} {kind.action} |" in page
 
 
 def test_the_reference_names_every_call_and_every_hyperparameter_and_loads_nothing() -> None:

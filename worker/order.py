@@ -9,6 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import catalogue
+from app.errors import ServiceError
+from app.inspection import refusals
 from app.lifecycle.claims import Claim
 from app.lifecycle.history import note
 from app.settings import Settings
@@ -28,17 +30,23 @@ class Order:
     model_name: str
     keep: int
     line: dict[str, Any]
+    files: tuple[File, ...]
+    refuse_on: tuple[str, ...] = ()
 
 
 class MissingFile(Exception):
     """A file that the job needs is gone."""
 
 
-def _file(session: Session, file_id: str, store: Store) -> tuple[str, str]:
+class RefusedFinding(Exception):
+    """The files hold what the job was not to be trained on."""
+
+
+def _file(session: Session, file_id: str, store: Store) -> File:
     row = session.get(File, file_id)
     if row is None or row.key is None or not store.path(row.key).is_file():
         raise MissingFile(f"The file {file_id} is gone; upload it again and make a new job.")
-    return str(store.path(row.key)), row.format
+    return row
 
 
 def read(session: Session, held: Claim, store: Store, settings: Settings) -> Order:
@@ -46,12 +54,13 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     row = session.get_one(Job, held.job_id)
     base = catalogue.root_name(row.model)
     name = catalogue.tuned_name(base, settings.organization, row.suffix, row.id)
-    data, data_format = _file(session, row.training_file, store)
+    files = [_file(session, row.training_file, store)]
     line: dict[str, Any] = {
         "job": row.id,
         "recipe": row.recipe,
-        "data": data,
-        "format": data_format,
+        "data": str(store.path(files[0].key or "")),
+        "format": files[0].format,
+        "columns": files[0].columns,
         "base_name": row.model,
         "name": name,
         "out": str(store.path(f"jobs/{row.id}/e{held.epoch}")),
@@ -60,10 +69,13 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
         "keep": None,
     }
     if row.validation_file is not None:
-        line["validation"], line["validation_format"] = _file(session, row.validation_file, store)
+        files.append(_file(session, row.validation_file, store))
+        line["validation"] = str(store.path(files[1].key or ""))
+        line["validation_format"], line["validation_columns"] = files[1].format, files[1].columns
     # The newest checkpoint may be the one that turns out damaged: two is the least.
     keep = max(2, int(row.recipe["save_total_limit"]))
-    return Order(row.id, row.owner, row.source, base, name, keep, line)
+    refused = tuple(row.refuse_on or ())
+    return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), refused)
 
 
 def _cache_key(row: Job) -> str:
@@ -111,3 +123,20 @@ def base_folder(source: str, settings: Settings) -> Path:
         raise catalogue.UnusableModel("its folder is gone.") from error
     catalogue.check_folder(folder)
     return folder
+
+
+def heed_findings(given: Order, folder: Path, store: Store) -> None:
+    """Look through the files for what the job is to be refused on: as long as a report takes.
+
+    Raises RefusedFinding, also where they cannot be looked through.
+    """
+    if not given.refuse_on:
+        return
+    try:
+        told = refusals.refuse_late(
+            store, list(given.files), folder, given.line["recipe"], list(given.refuse_on)
+        )
+    except ServiceError as error:
+        told = error.message
+    if told is not None:
+        raise RefusedFinding(told)

@@ -118,6 +118,8 @@ class _Attempt:
             folder = self._base_folder()
         except order.MissingFile as error:
             self._fail(JobError("file_not_found", str(error), "training_file"))
+        except order.RefusedFinding as error:
+            self._fail(JobError("refused_finding", str(error), "training_file"))
         except UnusableModel as error:
             message = f"The model {self.order.line['base_name']!r} cannot be used: {error}"
             self._fail(JobError("model_unavailable", message, "model"))
@@ -138,12 +140,14 @@ class _Attempt:
         self.recorder.conclude(lambda session: claims.retry(session, self.held, error, delay))
 
     def _base_folder(self) -> Path | None:
-        """The base model's folder; None when something else was asked for while it was being fetched."""
+        """The base model's folder; None when something else was asked for before it was fetched."""
         future: Future[Path] = Future()
 
         def fetch() -> None:
             try:
-                future.set_result(order.base_folder(self.order.source, self.settings))
+                found = order.base_folder(self.order.source, self.settings)
+                order.heed_findings(self.order, found, self.runtime.store)
+                future.set_result(found)
             except BaseException as error:
                 future.set_exception(error)
 

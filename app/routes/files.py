@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import multipart, paging, quota, wire
@@ -14,13 +14,16 @@ from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.database import WAKE, Database
-from app.dependencies import CurrentSettings, OpenSession, OpenStore
+from app.dependencies import CurrentSettings, OpenInspector, OpenSession, OpenStore
 from app.errors import InvalidRequest, NotFound
 from app.incoming import EXPIRES_SECONDS, PURPOSES, Incoming
+from app.layout import is_column
 from app.lifecycle.claims import ENDED
 from app.tables import File, Job, JsonObject
 
 router = APIRouter(prefix="/files", tags=["files"], dependencies=[needs("files")])
+
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]", "format")
 
 
 def _expiry(fields: dict[str, str]) -> timedelta | None:
@@ -41,7 +44,7 @@ def _expiry(fields: dict[str, str]) -> timedelta | None:
 
 def _check_fields(fields: dict[str, str]) -> str:
     for name in fields:
-        if name not in ("purpose", "expires_after[anchor]", "expires_after[seconds]"):
+        if name not in FIELDS and not is_column(name):
             raise InvalidRequest(f"Unknown form field {name!r}.", param=name, code="unknown_parameter")
     purpose = fields.get("purpose")
     if purpose not in PURPOSES:
@@ -51,17 +54,36 @@ def _check_fields(fields: dict[str, str]) -> str:
 
 @router.post("")
 async def create_file(
-    request: Request, session: OpenSession, store: OpenStore, settings: CurrentSettings, caller: KnownCaller
+    request: Request,
+    session: OpenSession,
+    store: OpenStore,
+    settings: CurrentSettings,
+    inspector: OpenInspector,
+    caller: KnownCaller,
 ) -> JsonObject:
     """Upload a file as multipart/form-data with `purpose` and `file`.
 
-    A file that cannot be trained on is kept with status `error`; `status_details` names lines and reasons.
+    Its name tells the format: `.txt`, `.csv`, `.tsv`, `.parquet`, anything else is JSON Lines; the field
+    `format` overrules it. Where the rows have other names than ours, `columns` says which is which:
+
+    `client.files.create(file=open("reviews.csv", "rb"), purpose="fine-tune",
+    extra_body={"columns": {"prompt": "question", "completion": "answer"}})`
+
+    A file that cannot be trained on is kept with status `error`; `status_details` names lines and reasons,
+    and `problems` has them as a list of line, key and message.
     """
     # `session` takes a connection with its first statement, below: a slow upload holds none meanwhile.
     store.refuse_low_space(settings.min_free_bytes)
-    with Incoming(store, settings.max_file_bytes) as incoming:
+    form, known = multipart.Form(), dict[str, str]()
+    with Incoming(store, settings.max_file_bytes, inspector) as incoming:
         await _heed_quota(request, caller, incoming)
-        form = await multipart.read_form(request, "file", incoming.begin, incoming.take)
+
+        def begin(filename: str) -> None:
+            known.update(form.fields)
+            incoming.begin(filename, known)
+
+        await multipart.read_form(request, "file", begin, incoming.take, form)
+        _refuse_late(form.fields, known)
         purpose, expires = _check_fields(form.fields), _expiry(form.fields)
         row = await incoming.finish(caller, purpose, expires)
         await quota.take_storage(session, caller, row.bytes)
@@ -70,6 +92,13 @@ async def create_file(
         await session.refresh(row)
     about(session, row.id)
     return wire.file(row)
+
+
+def _refuse_late(fields: dict[str, str], known: dict[str, str]) -> None:
+    """What says how to read the file must come before it."""
+    for name in fields.keys() - known.keys():
+        if name == "format" or is_column(name):
+            raise InvalidRequest("Send this field before the file.", param=name)
 
 
 async def _heed_quota(request: Request, caller: Caller, incoming: Incoming) -> None:
@@ -87,16 +116,8 @@ async def _heed_quota(request: Request, caller: Caller, incoming: Incoming) -> N
         incoming.refusal = quota.storage_full(caller.storage_bytes, used, None)
 
 
-def _visible(caller: Caller) -> tuple[ColumnElement[bool], ...]:
-    return (
-        File.owner == caller.owner,
-        File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > func.now()),
-    )
-
-
-async def _find(session: AsyncSession, file_id: str, caller: Caller) -> File:
-    row = await session.scalar(select(File).where(File.id == file_id, *_visible(caller)))
+async def find_file(session: AsyncSession, file_id: str, caller: Caller) -> File:
+    row = await session.scalar(select(File).where(File.id == file_id, *File.visible(caller.owner)))
     if row is None:
         raise NotFound(f"No such file: {file_id}", param="file_id", code="file_not_found")
     return row
@@ -112,7 +133,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> JsonObject:
     """The caller's files, newest first."""
-    query = select(File).where(*_visible(caller))
+    query = select(File).where(*File.visible(caller.owner))
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     rows, more = await paging.cut(session, query, File, after=after, limit=limit, order=order)
@@ -121,7 +142,7 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def retrieve_file(file_id: str, session: OpenSession, caller: KnownCaller) -> JsonObject:
-    return wire.file(await _find(session, file_id, caller))
+    return wire.file(await find_file(session, file_id, caller))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
@@ -129,7 +150,7 @@ async def file_content(
     file_id: str, session: OpenSession, store: OpenStore, caller: KnownCaller
 ) -> FileResponse:
     """The bytes as they were uploaded; ranges are served, the ETag is their SHA-256."""
-    row = await _find(session, file_id, caller)
+    row = await find_file(session, file_id, caller)
     if row.key is None:
         raise NotFound(f"The bytes of {file_id} are gone.", param="file_id")
     return FileResponse(
@@ -142,7 +163,7 @@ async def file_content(
 @router.delete("/{file_id}")
 async def delete_file(file_id: str, session: OpenSession, caller: KnownCaller) -> JsonObject:
     """Delete a file; one that a job is still to read is refused (400 `file_in_use`)."""
-    row = await _find(session, file_id, caller)
+    row = await find_file(session, file_id, caller)
     # The row's lock keeps a job from being made of it between the look and the deletion.
     await session.refresh(row, with_for_update=True)
     user = await session.scalar(

@@ -17,6 +17,8 @@ from app.database import run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
 from app.dispatch import MISSED
 from app.errors import InvalidRequest
+from app.inspection import refusals
+from app.inspection.desk import Desk, OpenDesk
 from app.lifecycle import wishes
 from app.owned import find_job
 from app.settings import Settings
@@ -84,6 +86,23 @@ async def _bodies(session: AsyncSession, rows: Sequence[Job], settings: Settings
     return [wire.job(row, settings.organization, places.get(row.id)) for row in rows]
 
 
+async def _heed_findings(
+    desk: Desk, body: job_request.JobRequest, idempotency_key: str | None, digest: str, repeated: bool
+) -> None:
+    """Refuse what `refuse_on` names, in transactions of its own: the request's holds none of it meanwhile."""
+    codes = body.refuse_on or []
+    refusals.check_codes(codes)
+    recipe = job_request.recipe(*job_request.merge(body))
+    async with desk.database.transaction() as session:
+        promised = await run(
+            session, wishes.created_before, desk.caller.owner, idempotency_key, digest, repeated=repeated
+        )
+    if promised is not None:
+        return
+    given = body.model, body.training_file, body.validation_file
+    await refusals.refuse_now(desk, codes, *given, recipe)
+
+
 @router.post("")
 async def create_job(
     body: job_request.JobRequest,
@@ -91,6 +110,7 @@ async def create_job(
     store: OpenStore,
     settings: CurrentSettings,
     caller: KnownCaller,
+    desk: OpenDesk,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
@@ -101,8 +121,13 @@ async def create_job(
 
     `method` is `{"type": "supervised"}` or, for a file of preference pairs,
     `{"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}`; a file of another shape is refused.
+
+    `refuse_on` names findings of the files' report (docs/data.md): where one is made, there is no job
+    (400 `refused_finding`); where that takes long to know, the job fails before its first step.
     """
     digest, repeated = job_request.digest(body), x_stainless_retry_count > 0
+    if body.refuse_on:
+        await _heed_findings(desk, body, idempotency_key, digest, repeated)
     # First of all: what has been promised stands, even if its file is deleted or the disk is full by now.
     before = await run(
         session, wishes.created_before, caller.owner, idempotency_key, digest, repeated=repeated
@@ -136,6 +161,7 @@ async def create_job(
         "method": {"type": method.type},
         "hyperparameters": given,
         "recipe": recipe.model_dump(mode="json"),
+        "refuse_on": body.refuse_on,
         "max_attempts": settings.max_attempts,
     }
     row = await run(session, wishes.create, values)

@@ -17,7 +17,7 @@ from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.body import Body
 from app.database import Database
-from app.dependencies import CurrentSettings, OpenSession, OpenStore
+from app.dependencies import CurrentSettings, OpenInspector, OpenSession, OpenStore
 from app.errors import InvalidRequest, TooLarge
 from app.incoming import EXPIRES_SECONDS, Incoming, disk_full_told
 from app.storage import Store
@@ -199,6 +199,7 @@ async def complete_upload(
     session: OpenSession,
     store: OpenStore,
     settings: CurrentSettings,
+    inspector: OpenInspector,
     caller: KnownCaller,
     x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
@@ -221,7 +222,7 @@ async def complete_upload(
             await states.refuse_ended(early, upload, "completed")
             parts = await states.in_order(early, upload, body.part_ids)
         store.refuse_low_space(settings.min_free_bytes + upload.bytes)
-        with Incoming(store, upload.bytes) as incoming:
+        with Incoming(store, upload.bytes, inspector) as incoming:
             file = await _composed(store, upload, parts, body.md5, incoming, caller)
             row = await states.find(session, upload_id, caller, lock=True)
             if states.completed_before(row, wanted, x_stainless_retry_count):

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import dataset
+from app import lines as cut
+from app import rows as reading
 from app.dataset import (
     Chat,
     Checker,
@@ -39,19 +41,15 @@ def lines(*rows: object) -> bytes:
 
 def problem(line: str | bytes) -> str:
     with pytest.raises(DatasetError) as caught:
-        dataset.parse(3, line.encode() if isinstance(line, str) else line)
+        reading.parse(3, line.encode() if isinstance(line, str) else line)
     assert caught.value.line == 3
     return caught.value.message
 
 
 def test_the_format_follows_from_the_name() -> None:
-    assert [format_of(n) for n in ("a.txt", "A.TXT", "a.jsonl", "upload", "")] == [
-        "text",
-        "text",
-        "jsonl",
-        "jsonl",
-        "jsonl",
-    ]
+    names = {"A.TXT": "text", "a.csv": "csv", "a.tsv": "csv", "a.parquet": "parquet"}
+    assert {name: format_of(name) for name in names} == names
+    assert {format_of(name) for name in ("a.jsonl", "upload", "", ".csv/x")} == {"jsonl"}
 
 
 def test_the_three_shapes_are_read_with_their_lines(tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_the_three_shapes_are_read_with_their_lines(tmp_path: Path) -> None:
         (b'{"text": "\xff"}', "not UTF-8"),
         ('{"text": "\\ud800"}', "surrogate"),
         ("[" * 100_000, "nested too deeply"),
-        (b'{"text": "' + b"a" * dataset.MAX_LINE_BYTES, "longer than 1,000,000 bytes"),
+        (b'{"text": "' + b"a" * cut.MAX_LINE_BYTES, "longer than 1,000,000 bytes"),
         ('{"text": ' + "1" * 5000 + "}", "too many digits"),
         ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weight 0: there is nothing"),
         ('{"instruction": "a", "output": "b", "text": "c"}', "here: text and instruction and output"),
@@ -170,7 +168,7 @@ def test_a_checker_counts_rows_and_names_the_lines_of_problems() -> None:
 
 
 def test_a_line_over_the_limit_costs_no_memory_and_the_next_one_is_read() -> None:
-    report = check(b"a" * (dataset.MAX_LINE_BYTES + 1) + b"\n" + lines({"text": "b"}), size=100_000)
+    report = check(b"a" * (cut.MAX_LINE_BYTES + 1) + b"\n" + lines({"text": "b"}), size=100_000)
     assert report.rows == 1
     assert [(p.line, p.message) for p in report.problems] == [(1, "longer than 1,000,000 bytes")]
 
@@ -188,7 +186,9 @@ def test_a_file_without_an_example_is_a_problem(form: Format) -> None:
 def test_a_text_file_must_be_utf8_and_the_line_is_told() -> None:
     assert check("Grüße\nan alle".encode(), "text", size=1) == Report(1, 15, shape="text")
     report = check(b"gut\ngut\n" + b"schl\xffecht\n", "text", size=3)
-    assert [(p.line, p.message) for p in report.problems] == [(3, "not UTF-8")]
+    assert [(p.line, p.message) for p in report.problems] == [
+        (3, "not UTF-8 (byte 0xff); save the file as UTF-8")
+    ]
 
 
 @given(
@@ -212,10 +212,10 @@ def test_a_text_file_is_one_document_unless_the_separator_occurs(tmp_path: Path)
 def test_a_long_document_comes_in_pieces_that_join_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap: str
 ) -> None:
-    monkeypatch.setattr(dataset, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(cut, "PIECE_CHARACTERS", 100)
     text = gap.join(f"word{n}" for n in range(500))
     file = tmp_path / "a.txt"
-    file.write_text(text + dataset.SEPARATOR + "end")
+    file.write_text(text + cut.SEPARATOR + "end")
     *pieces, last, end = [example for example in read(file, "text") if isinstance(example, Text)]
     assert len(pieces) > 10
     assert "".join(p.text for p in pieces) + last.text == text

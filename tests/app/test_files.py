@@ -1,9 +1,12 @@
 """Files over the wire, with the official SDK and with what it would never send."""
 
+import io
 from pathlib import Path
 
 import httpx2
 import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
 from openai.types import FileObject
@@ -50,9 +53,52 @@ def test_a_malformed_row_is_named_by_its_line(client: OpenAI) -> None:
     assert made.model_dump()["shape"] == "text"
 
 
+def test_what_no_database_keeps_is_told_all_the_same(client: OpenAI) -> None:
+    rows = b'{"\\u0000": 1, "\\u0000": 2}\n{"text": {"\\ud800": "\\udfff"}}\n'
+    made = client.files.create(file=rows, purpose="fine-tune")
+    assert [problem["line"] for problem in made.model_dump()["problems"]] == [1, 2]
+
+
 def test_a_plain_text_file_is_taken_as_text(client: OpenAI) -> None:
     made = client.files.create(file=("story.txt", b"Once upon a time.\n"), purpose="fine-tune")
     assert made.status == "processed"
+
+
+def parquet(texts: list[str]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"review": texts}), sink)
+    return sink.getvalue()
+
+
+def test_a_table_is_taken_with_the_names_of_its_columns(client: OpenAI) -> None:
+    made = client.files.create(
+        file=("reviews.csv", b"question;answer\nWhy?;So\n"),
+        purpose="fine-tune",
+        extra_body={"columns": {"prompt": "question", "completion": "answer"}},
+    )
+    said = made.model_dump()
+    assert (made.status, said["format"], said["shape"], said["rows"]) == (
+        "processed", "csv", "prompt_completion", 1,
+    )  # fmt: skip
+    assert said["columns"] == {"prompt": "question", "completion": "answer"}
+    content = parquet(["one", "two"])
+    whole = client.files.create(file=content, purpose="fine-tune", extra_body={"columns": {"text": "review"}})
+    said = whole.model_dump()
+    assert (whole.status, said["format"], said["shape"], said["rows"]) == ("processed", "parquet", "text", 2)
+    assert client.files.content(whole.id).read() == content
+
+
+def test_what_unfolds_beyond_all_measure_is_told_and_hurts_nobody(client: OpenAI) -> None:
+    """5,000 rows of a million letters each, in 250 KB: a row group of 5 GB. The check has 4 GiB."""
+    sink = io.BytesIO()
+    table = pa.table(
+        {"text": pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), ["a" * 1_000_001])}
+    )
+    pq.write_table(table, sink, compression="zstd")
+    made = client.files.create(file=sink.getvalue(), purpose="fine-tune")
+    assert made.status == "error"
+    assert made.status_details is not None
+    assert made.status_details.startswith("line 1: longer than 1,000,000 bytes")
 
 
 @pytest.mark.parametrize(
@@ -67,12 +113,25 @@ def test_a_plain_text_file_is_taken_as_text(client: OpenAI) -> None:
             {"data": {"purpose": "fine-tune", "expires_after[anchor]": "x"}, "files": {"file": b"x"}},
             "expires_after.anchor",
         ),
+        ({"data": {"purpose": "fine-tune", "format": "xml"}, "files": {"file": b"x"}}, "format"),
+        ({"data": {"purpose": "fine-tune", "columns[a]": "x"}, "files": {"file": b"x"}}, "columns[a]"),
+        ({"data": {"purpose": "fine-tune", "columns[text]": ""}, "files": {"file": b"x"}}, "columns[text]"),
     ],
 )
 def test_a_bad_form_is_refused_by_field(http: httpx2.Client, form: dict[str, object], param: str) -> None:
     answer = http.post("/v1/files", **form)  # type: ignore[arg-type]
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+def test_what_says_how_to_read_a_file_comes_before_it(http: httpx2.Client) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ntext\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="format"\r\n\r\ncsv\r\n--b--\r\n'
+    )
+    answer = http.post("/v1/files", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "format")
 
 
 def test_a_form_cut_off_in_the_middle_leaves_nothing(http: httpx2.Client, api: Api) -> None:

@@ -20,6 +20,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("upload", b"x")}},
     "POST /v1/api_keys/{key_id}": {"json": {"name": "mine"}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part_0"]}},
+    "POST /v1/files/{file_id}/preview": {"json": {"model": "tiny-gpt2"}},
 }
 # For admins only, who see everybody's.
 ADMINS = ("/v1/api_keys/{key_id}", "/v1/api_keys", "/v1/audit_log")
@@ -89,6 +90,10 @@ def test_no_list_shows_anything_of_another_owner(call: Call, stranger: httpx2.Cl
         ("POST", "/v1/fine_tuning/jobs", {}, "model", "model"),
         ("POST", "/v1/fine_tuning/jobs", {}, "model", "checkpoint"),
         ("POST", "/v1/fine_tuning/jobs", {"model": "tiny-gpt2"}, "from_checkpoint", "saved_step"),
+        ("POST", "/v1/fine_tuning/jobs/preview", {"model": "tiny-gpt2"}, "training_file", "file_id"),
+        ("POST", "/v1/files/{file}/preview", {}, "model", "model"),
+        ("GET", "/v1/files/{file}/report", {}, "validation_file", "file_id"),
+        ("GET", "/v1/files/{file}/report", {}, "model", "checkpoint"),
         ("POST", "/v1/completions", {"prompt": "x"}, "model", "model"),
         ("POST", "/v1/completions", {"prompt": "x"}, "model", "checkpoint"),
         ("POST", "/v1/uploads/{upload}/complete", {}, "part_ids", "part_id"),
@@ -109,7 +114,8 @@ def test_nor_can_it_be_reached_through_a_reference(
     place: str,
     kind: str,
 ) -> None:
-    url = path.format(job=own_job["id"], upload=make_upload(stranger) if "{upload}" in path else "")
+    own = {"job": own_job["id"], "file": own_job["training_file"]}
+    url = path.format(**own, upload=make_upload(stranger) if "{upload}" in path else "")
     body = {"training_file": own_job["training_file"], **sent} if path.endswith("jobs") else sent
 
     def ask(one: str) -> httpx2.Response:

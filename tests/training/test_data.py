@@ -116,7 +116,7 @@ def test_a_long_text_file_is_one_stream_of_windows(
     path = tmp_path / "book.txt"
     path.write_text("\n".join(sentences(300)))
     whole = run(path, encoder, tmp_path / "whole")
-    monkeypatch.setattr("app.dataset.PIECE_CHARACTERS", 1_000)
+    monkeypatch.setattr("app.lines.PIECE_CHARACTERS", 1_000)
     pieces = run(path, encoder, tmp_path / "pieces")
     assert whole.counts["rows"] == pieces.counts["rows"] == 1
     assert pieces.tokens.tolist() == whole.tokens.tolist()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from app.tables import Attempt, Checkpoint, Event, Metric, Model
+from app.tables import Attempt, Checkpoint, Event, Job, Metric, Model
 from tests.worker.conftest import Bench, NewBench
 from worker import order
 
@@ -144,6 +145,17 @@ def test_a_file_that_is_gone_and_a_model_that_cannot_be_used_fail_at_once(bench:
         session.get_one(type(bench.job(strange)), strange).source = "folder:nowhere"
     assert bench.train(lost).error_code == "file_not_found"
     assert bench.train(strange).error_code == "model_unavailable"
+
+
+def test_a_finding_that_was_to_be_refused_fails_the_job_before_its_first_step(bench: Bench) -> None:
+    job_id = bench.make_job()
+    with bench.runtime.database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(refuse_on=["few_rows"]))
+    job = bench.train(job_id)
+    assert (job.status, job.error_code, job.error_param, job.step) == (
+        "failed", "refused_finding", "training_file", 0,
+    )  # fmt: skip
+    assert "few_rows (1 rows, the first in line 1)" in (job.error_message or "")
 
 
 def test_a_fault_of_the_worker_costs_an_attempt_and_not_a_lease(

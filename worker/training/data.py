@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.dataset import Example, Format, Text, read
+from app.dataset import Columns, Example, Format, Text, read
 from app.encoding import Encoder
 from app.recipe import Method, Recipe
 from worker.training import manifest, pairs
@@ -106,6 +106,7 @@ def encode(
     max_length: int,
     cache: Path,
     beat: Callable[[], None],
+    columns: Columns | None = None,
 ) -> Encodings:
     """The file's examples, from the cache if it was encoded before; `beat` is called now and then.
 
@@ -124,10 +125,12 @@ def encode(
     }
     if recipe.method == "dpo":
         settings["pairs"] = pairs.VERSION
+    if columns:
+        settings["columns"] = dict(columns)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / key[:32]
     if not (folder / "counts.json").is_file():
-        _write(folder, read(path, form), encoder, _cutter(recipe, max_length), beat)
+        _write(folder, read(path, form, columns), encoder, _cutter(recipe, max_length), beat)
     found = load(folder, key, GROUP[recipe.method])
     if found.counts["trained_tokens"] < MIN_TRAINED_TOKENS:
         counts = ", ".join(f"{name} {count:,}" for name, count in found.counts.items())

@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
-from app.dataset import Format, format_of
+from app.dataset import FORMATS, Columns, Format, format_of
 from app.recipe import Recipe
 from worker.training.failure import Failure
 
@@ -25,6 +25,8 @@ class Job:
     out: Path
     validation: Path | None = None
     validation_format: Format = "jsonl"
+    columns: Columns | None = None  # our keys to the training file's names for them
+    validation_columns: Columns | None = None
     base_name: str = ""  # how the card calls the base model
     name: str = ""  # how the card calls the result
     resume: tuple[Path, ...] = field(default=())  # newest first
@@ -50,6 +52,8 @@ class Job:
                 out=Path(said["out"]),
                 validation=Path(said["validation"]) if said.get("validation") else None,
                 validation_format=_format(said.get("validation_format"), said.get("validation") or ""),
+                columns=said.get("columns"),
+                validation_columns=said.get("validation_columns"),
                 base_name=said.get("base_name") or Path(said["model"]).name,
                 name=said.get("name") or Path(said["out"]).name,
                 resume=tuple(Path(folder) for folder in said.get("resume") or ()),
@@ -69,9 +73,9 @@ def _tuples(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _format(said: str | None, path: str) -> Format:
-    if said not in (None, "jsonl", "text"):
-        raise Failure("invalid_recipe", f"format is jsonl or text, not {said}")
-    return cast(Format, said or format_of(path))
+    if said not in (None, *FORMATS):
+        raise Failure("invalid_recipe", f"format is one of {', '.join(FORMATS)}, not {said}")
+    return said or format_of(path)
 
 
 def from_arguments(arguments: Sequence[str]) -> Job | None:
@@ -84,9 +88,11 @@ def from_arguments(arguments: Sequence[str]) -> Job | None:
     parser.add_argument("--job", type=Path, help="a file with the line of JSON that --wait would read")
     parser.add_argument("--method", choices=["supervised", "dpo"], default="supervised")
     parser.add_argument("--data", type=Path, help="training file")
-    parser.add_argument("--format", choices=["jsonl", "text"], help="default: by the file's name")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the file's name")
+    parser.add_argument("--columns", type=json.loads, help='JSON: our keys to yours, {"text": "review"}')
     parser.add_argument("--validation", type=Path, help="validation file")
-    parser.add_argument("--validation-format", choices=["jsonl", "text"])
+    parser.add_argument("--validation-format", choices=FORMATS)
+    parser.add_argument("--validation-columns", type=json.loads)
     parser.add_argument("--model", type=Path, help="folder of the base model")
     parser.add_argument("--out", type=Path, help="where checkpoints and the model go")
     parser.add_argument("--resume", type=Path, action="append", help="checkpoint folder; the newest first")
@@ -113,6 +119,8 @@ def from_arguments(arguments: Sequence[str]) -> Job | None:
         out=asked.out,
         validation=asked.validation,
         validation_format=_format(asked.validation_format, asked.validation.name if asked.validation else ""),
+        columns=asked.columns,
+        validation_columns=asked.validation_columns,
         base_name=asked.base_name or asked.model.name,
         name=asked.name or asked.out.resolve().name,
         resume=tuple(asked.resume or ()),

@@ -188,12 +188,13 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
 
 
 def _encode(job: Job, encoder: Encoder, max_length: int, pulse: Pulse) -> tuple[Encodings, Encodings | None]:
-    train = data.encode(job.data, job.format, encoder, job.recipe, max_length, job.cache_folder, pulse.beat)
+    cache = job.cache_folder
+    train = data.encode(job.data, job.format, encoder, job.recipe, max_length, cache, pulse.beat, job.columns)
     if job.validation is None:
         return train, None
-    form = job.validation_format
+    form, columns = job.validation_format, job.validation_columns
     return train, data.encode(
-        job.validation, form, encoder, job.recipe, max_length, job.cache_folder, pulse.beat
+        job.validation, form, encoder, job.recipe, max_length, cache, pulse.beat, columns
     )
 
 
@@ -268,4 +269,4 @@ def _fingerprint(
 
 
 def _is_chat(job: Job) -> bool:
-    return isinstance(next(read(job.data, job.format), None), Chat | Preference)
+    return isinstance(next(read(job.data, job.format, job.columns), None), Chat | Preference)
