@@ -42,15 +42,18 @@ def peak(who: int) -> float:
 
 def check(path: Path) -> None:
     """As an upload does: chunk by chunk."""
-    before, began = peak(resource.RUSAGE_SELF), time.perf_counter()
+    before, began, worked = peak(resource.RUSAGE_SELF), time.perf_counter(), time.process_time()
     checker = Checker("jsonl")
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             checker.feed(chunk)
     report = checker.finish()
-    took, after = time.perf_counter() - began, peak(resource.RUSAGE_SELF)
-    rate = report.bytes / 1e6 / took
-    print(f"check: {report.rows:,} rows, {rate:.1f} MB/s, peak {after:.0f} MiB (before: {before:.0f})")
+    took, busy = time.perf_counter() - began, time.process_time() - worked
+    size, after = report.bytes / 1e6, peak(resource.RUSAGE_SELF)
+    print(
+        f"check: {report.rows:,} rows, {size / took:.1f} MB/s, {size / busy:.1f} MB a processor second,"
+        f" peak {after:.0f} MiB (before: {before:.0f})"
+    )
 
 
 def report(path: Path, model: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from app import dataset, lines
 from app.dataset import Chat, Checker, Format, Pair, Problem, Report, Text, check, read
+from tests.app.conftest import Api
 
 TEXT = b'{"text": "a"}\n'
 KNOWN = (
@@ -313,3 +314,28 @@ def test_whatever_comes_is_read_or_told_with_a_line(content: bytes, form: Format
     assert all(1 <= problem.line <= last and problem.message for problem in report.problems)
     told = "".join(f"{problem.message}{problem.key}" for problem in report.problems)
     assert "\0" not in told.encode().decode()  # what the database keeps
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    content=st.lists(PIECES | st.binary(max_size=12), min_size=1, max_size=12).map(b"".join),
+    form=st.sampled_from([None, *dataset.FORMATS]),
+    columns=st.dictionaries(
+        st.sampled_from(["text", "prompt", "x", "\u0000"]), st.text(max_size=3), max_size=2
+    ),
+)
+def test_whatever_is_sent_is_answered(
+    api: Api, content: bytes, form: str | None, columns: dict[str, str]
+) -> None:
+    """Refused for what the form says, or kept and told with a line; a fault of ours would be 500."""
+    fields = {"purpose": "fine-tune", **{f"columns[{ours}]": theirs for ours, theirs in columns.items()}}
+    fields |= {} if form is None else {"format": form}
+    with api.http() as http:
+        answer = http.post("/v1/files", data=fields, files={"file": ("upload", content or b"x")})
+    if answer.status_code == 200:
+        made = answer.json()
+        assert (made["status"], bool(made["problems"])) in (("processed", False), ("error", True))
+        assert all(problem["line"] >= 1 and problem["message"] for problem in made["problems"])
+    else:
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"]
