@@ -53,6 +53,15 @@ class Cutter:
         return found
 
 
+def kept_prompt(prompt: int, answer: int, max_length: int) -> int:
+    """How many tokens of a pair's prompt stay, its last ones, where the longer answer has `answer` tokens.
+
+    The prompt loses its beginning, down to half of max_length; what is too long still, the answers lose at
+    their ends.
+    """
+    return min(prompt, max(max_length - answer, max_length // 2))
+
+
 def limit(config: Mapping[str, Any]) -> int:
     """Tokens a model can attend to, by its config.json."""
     inner = config.get("text_config")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from app import cutting, resolution
 from app.cutting import Cutter, TooLong, Window
-from app.dataset import Example, Text
+from app.dataset import Example, Preference, Text
 from app.encoding import Encoded, Encoder
 from app.recipe import Recipe
 
@@ -17,6 +17,8 @@ BATCH_ROWS = 512
 BATCH_CHARACTERS = 1_000_000
 Outcome = Literal["whole", "split", "truncated", "dropped", "refused", "untrained"]
 CUT: dict[str, Outcome] = {"split": "split", "truncate": "truncated", "drop": "dropped"}
+# A pair is never split.
+PAIR_CUT: dict[str, Outcome] = {**CUT, "split": "truncated", "error": "refused"}
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Seen:
     trained: list[Window] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     outcome: Outcome = "whole"
+    answer: str | None = None  # preferred or rejected, where a row has both
     too_long: bool = False
 
     def targets(self, window: Window) -> list[Window]:
@@ -72,6 +75,11 @@ class Lens:
         """The rows, each once all of it was read. Raises EncodingError with a line."""
         row: Seen | None = None
         for batch in _batches(examples):
+            pairs = [example for example in batch if isinstance(example, Preference)]
+            if pairs:
+                for pair, both in zip(pairs, self.encoder.encode_answers(pairs), strict=True):
+                    yield from self._both(pair.line, both)
+                continue
             encoded = self.encoder.encode(batch, self.recipe.train_on_inputs)
             for example, tokens in zip(batch, encoded, strict=True):
                 first, last = (example.first, example.last) if isinstance(example, Text) else (True, True)
@@ -87,6 +95,27 @@ class Lens:
         """The tokens that are no text, as the tokenizer finds them in one all the same."""
         added = self.encoder.tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special and token.content]
+
+    def _both(self, line: int, both: tuple[Encoded, Encoded]) -> list[Seen]:
+        """The two answers of a pair, cut alike, each after its prompt."""
+        length, excess = self.max_length, self.recipe.excess_length
+        prompt, longest = len(both[0].prompt()), max(len(answer.ids) for answer in both)
+        start = prompt - cutting.kept_prompt(prompt, longest - prompt, length) if longest > length else 0
+        found = []
+        for name, answer in zip(("preferred", "rejected"), both, strict=True):
+            spans = [Window(*span) for span in answer.trained]
+            row = Seen(line, len(answer.ids), answer.ids, spans, answer=name, too_long=longest > length)
+            row.windows = [Window(start, min(len(answer.ids), start + length))]
+            if row.too_long:
+                row.outcome = PAIR_CUT[excess]
+            found.append(row)
+        preferred, rejected = (row.ids[row.windows[0].start : row.windows[0].stop] for row in found)
+        for row in found:
+            if preferred == rejected:
+                row.outcome = "untrained"
+            if row.outcome not in ("whole", "truncated"):
+                row.windows = []
+        return found
 
     def _add(self, row: Seen, encoded: Encoded, last: bool) -> None:
         row.ids += encoded.ids

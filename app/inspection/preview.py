@@ -34,9 +34,11 @@ def make(said: Said, recipe: Recipe) -> Said:
     budget = SHOWN_TOKENS
     data = []
     for number, (pieces, complete) in enumerate(chosen[:limit]):
-        row = next(lens.look(pieces))
-        shown = _row(lens, row, budget) | {"row": offset + number, "complete": complete}
-        budget = max(0, budget - row.tokens)
+        shown: Said = {"row": offset + number, "complete": complete}
+        for row in lens.look(pieces):
+            told = _row(lens, row, budget)
+            budget = max(0, budget - row.tokens)
+            shown.update(told if row.answer is None else {"line": row.line, row.answer: told})
         data.append(shown)
     return {
         "max_length": lens.max_length,

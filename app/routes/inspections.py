@@ -39,9 +39,15 @@ class JobPreviewRequest(job_request.JobRequest):
 
 
 async def _look(
-    desk: OpenDesk, file_id: str, asked: PreviewRequest | JobPreviewRequest, recipe: Recipe
+    desk: OpenDesk,
+    file_id: str,
+    asked: PreviewRequest | JobPreviewRequest,
+    recipe: Recipe,
+    method: job_request.Method | None = None,
 ) -> JsonObject:
     subject = await desk.subject(file_id, asked.model, recipe)
+    if method is not None:
+        job_request.refuse_other_shape(method, file_id, subject.file.shape, "training_file")
     found = await desk.inspector.ask(
         "preview", PREVIEW_SECONDS, **subject.question, offset=asked.offset, limit=asked.limit
     )
@@ -84,7 +90,7 @@ async def preview_job(body: JobPreviewRequest, desk: OpenDesk) -> JsonObject:
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
     try:
-        return await _look(desk, body.training_file, body, recipe)
+        return await _look(desk, body.training_file, body, recipe, method)
     except (InvalidRequest, NotFound) as error:
         # What is missing is a field of this body, and so 400, as it is when the job is created.
         param = "training_file" if error.param == "file_id" else error.param

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -99,6 +99,22 @@ def test_a_preview_shows_what_is_cut(shared: OpenAI) -> None:
     assert [w["stop"] - w["start"] for w in row["windows"]] == [whole["tokens"] - 4, 5]
 
 
+def test_a_preference_is_previewed_with_both_answers(shared: OpenAI) -> None:
+    worse = {**SAY, "content": "Wood."}
+    row = {"input": {"messages": [ASK]}, "preferred_output": [SAY], "non_preferred_output": [worse]}
+    file = upload(shared, jsonl([row]))
+    [told] = preview(shared, file)["data"]
+    for name, message in (("preferred", SAY), ("rejected", worse)):
+        answer = told[name]
+        learned = [p for p, mark in zip(answer["pieces"], answer["learned"], strict=True) if mark]
+        assert "".join(learned).strip() == f"{message['content']}<|endoftext|>"
+    body = {"model": "tiny-gpt2", "training_file": file}
+    with pytest.raises(openai.BadRequestError) as refused:
+        shared.post("/fine_tuning/jobs/preview", body=body, cast_to=object)
+    assert refused.value.param == "training_file"
+    assert reported(shared, file, model="tiny-gpt2")["tokens"]["encoded_rows"] == 2
+
+
 def test_a_request_to_train_is_previewed_as_it_would_be_sent(shared: OpenAI) -> None:
     file = upload(shared, jsonl([{"text": "one and only"}]))
     body = {"model": "tiny-gpt2", "training_file": file, "hyperparameters": {"n_epochs": 1}, "limit": 1}
@@ -146,16 +162,36 @@ ROWS: dict[str, list[JsonObject]] = {
     "pair": [{"prompt": "one two " * n, "completion": " four" * m} for n in (0, 3, 40) for m in (0, 9, 90)],
     "chat": [{"messages": [ASK, SAY] * n} for n in (1, 2, 5)]
     + [{"messages": [ASK, {**SAY, "weight": 0}, ASK, SAY]}],
+    "pairs": [
+        {
+            "input": {"messages": [{**ASK, "content": "why " * n}]},
+            "preferred_output": [{**SAY, "content": "so " * m}],
+            "non_preferred_output": [{**SAY, "content": "so " * 70 + "no"}],
+        }
+        for n in (1, 30, 90)
+        for m in (2, 20, 80)
+    ]
+    + [
+        {
+            "input": {"messages": [ASK]},
+            "preferred_output": [{**SAY, "content": "yes, it is, and how it is"}],
+            "non_preferred_output": [{**SAY, "content": "no, not at all, never"}],
+        }
+    ],
 }
 
 
-@pytest.mark.parametrize("excess", ["split", "truncate", "drop"])
-@pytest.mark.parametrize("rows", ROWS)
+CUTS = [(rows, excess) for rows in ROWS for excess in ("split", "truncate", "drop")]
+CUTS.remove(("pairs", "split"))  # refused: half an answer cannot be preferred
+
+
+@pytest.mark.parametrize(("rows", "excess"), CUTS)
 def test_a_preview_is_what_is_trained(rows: str, excess: str, folder: Path, tmp_path: Path) -> None:
     """The windows that the trainer has on its disk are those that are told: ids, targets, order."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(ROWS[rows]))
-    recipe = Recipe.from_request({"max_length": 64, "excess_length": excess})
+    method: Literal["dpo", "supervised"] = "dpo" if rows == "pairs" else "supervised"
+    recipe = Recipe.from_request({"max_length": 64, "excess_length": excess}, method)
     eye = lens.Lens(folder, recipe)
     encodings = encode(path, "jsonl", eye.encoder, recipe, 64, tmp_path, lambda: None)
     told = []

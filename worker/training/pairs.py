@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app import cutting
 from app.dataset import DatasetError, Example, Preference
 from app.encoding import Encoded, Encoder, EncodingError
 
@@ -74,7 +75,7 @@ class Answers:
     def _cut(self, both: tuple[Encoded, Encoded]) -> tuple[Encoded, Encoded]:
         prompt = len(both[0].prompt())
         longest = max(len(answer.ids) for answer in both) - prompt
-        kept = min(prompt, max(self._length - longest, self._length // 2))
+        kept = cutting.kept_prompt(prompt, longest, self._length)
         self.counts["cut_answers"] += kept + longest > self._length
         preferred, rejected = (_slice(answer, prompt - kept, self._length) for answer in both)
         return preferred, rejected

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.cutting import Cutter, TooLong
 from app.dataset import DatasetError, Example, Text
 from app.encoding import Encoded, Encoder
 
@@ -18,10 +19,11 @@ class Windows:
     def __init__(self, max_length: int, excess: str, whole: bool = False) -> None:
         """`whole`: prompts are learned too."""
         self._length, self._excess, self._whole = max_length, excess, whole
-        self._row = -1
+        self._cutter = Cutter(max_length, excess)
+        self._row, self._start = -1, 0  # `_start`: where in its row what is kept of it begins
         self._tokens, self._trained = np.zeros(0, np.uint32), np.zeros(0, np.bool_)
         self._done: list[tuple[Tokens, Mask, int]] = []
-        self._end, self._long, self._learned = 0, False, False
+        self._end, self._learned = 0, False
         names = ("rows", "examples", "tokens", "trained_tokens", "empty", "too_long", "untrained_windows")
         self.counts = dict.fromkeys((*names, "split", "truncated", "dropped"), 0)
 
@@ -34,14 +36,18 @@ class Windows:
         """Takes a row, or the next piece of one."""
         first, last = (example.first, example.last) if isinstance(example, Text) else (True, True)
         if first:
-            self._row += 1
-            self._long = self._learned = False
+            self._row, self._start, self._learned = self._row + 1, 0, False
             self._tokens, self._trained = self._tokens[:0], self._trained[:0]
+            self._cutter.begin()
         self._append(encoded)
-        self._long = self._long or len(self._tokens) > self._length
-        if self._long and self._excess == "error":
-            raise DatasetError(example.line, f"longer than max_length ({self._length:,} tokens)")
-        self._cut()
+        try:
+            windows = self._cutter.take(len(encoded.ids), last)
+        except TooLong as error:
+            raise DatasetError(example.line, str(error)) from None
+        for start, stop in windows:
+            part = slice(start - self._start, stop - self._start)
+            self._emit(self._tokens[part], self._trained[part])
+        self._forget(windows[-1].stop - 1 if windows else 0)
         if last:
             self._finish()
 
@@ -65,22 +71,20 @@ class Windows:
         self._tokens = np.concatenate([self._tokens, np.array(encoded.ids, np.uint32)])
         self._trained = np.concatenate([self._trained, trained])
 
-    def _cut(self) -> None:
-        """Windows overlap by one token: the last of one predicts the first target of the next."""
-        length = self._length
-        while self._excess == "split" and len(self._tokens) > length:
-            self._emit(self._tokens[:length], self._trained[:length])
-            self._tokens, self._trained = self._tokens[length - 1 :], self._trained[length - 1 :]
-        if self._excess != "split" and len(self._tokens) > length:  # a piece that goes on: no need to keep it
-            self._tokens, self._trained = self._tokens[: length + 1], self._trained[: length + 1]
+    def _forget(self, done: int) -> None:
+        """Of a text that comes in pieces only what a window can still take is kept."""
+        drop = max(0, done - self._start)
+        keep = slice(drop, None if self._excess == "split" else self._length + 1)
+        self._tokens, self._trained = self._tokens[keep], self._trained[keep]
+        self._start += drop
 
     def _finish(self) -> None:
         self.counts["rows"] += 1
-        if self._long:
+        long = self._cutter.too_long
+        if long:
             self.counts["too_long"] += 1
             self.counts[{"split": "split", "truncate": "truncated", "drop": "dropped"}[self._excess]] += 1
-        if not (self._long and self._excess == "drop"):
-            self._emit(self._tokens[: self._length], self._trained[: self._length])
+        if not (long and self._excess == "drop"):
             self.counts["empty"] += not self._learned
 
     def _emit(self, tokens: Tokens, trained: Mask) -> None:
@@ -88,7 +92,7 @@ class Windows:
         trained[:1] = False
         count = int(trained.sum())
         if not count:
-            self.counts["untrained_windows"] += self._long
+            self.counts["untrained_windows"] += self._cutter.too_long
             return
         self._learned = True
         self._done.append((tokens, trained, self._row))
