@@ -174,8 +174,10 @@ def reader(format: Format, columns: Columns | None) -> Reader:  # noqa: A002
 
 
 def _parquet(path: Path, columns: Columns | None) -> Iterator[Found]:
-    from app import parquet  # a machine that trains on other formats needs no pyarrow
-
+    try:
+        from app import parquet  # a machine that trains on other formats needs no pyarrow
+    except ModuleNotFoundError:
+        return iter([DatasetError(1, "Parquet is read with pyarrow, which is not installed here")])
     return parquet.rows(path, columns)
 
 

@@ -52,7 +52,9 @@ def _tuples(recipe: Said) -> Said:
 def _bound(seconds: int) -> None:
     """Whatever happens to the one who asked, this process ends."""
     os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    allowed = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    memory = MEMORY_BYTES if allowed == resource.RLIM_INFINITY else min(MEMORY_BYTES, allowed)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(seconds)
 

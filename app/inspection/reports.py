@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from app.errors import InvalidRequest, TooMany
+from app.errors import ServiceError, TooMany
 from app.inspection.findings import VERSION
 from app.inspection.inspector import Inspector
 from app.storage import Store
@@ -66,7 +66,7 @@ class Reports:
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None and not isinstance(error, InvalidRequest):
+        if error is not None and not isinstance(error, ServiceError):
             log.error("report_failed", key=key, exc_info=error)
 
     async def close(self) -> None:

@@ -1,7 +1,9 @@
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,22 @@ def test_rows_and_tokens_come_back_as_they_were_encoded(encoder: Encoder, tmp_pa
     assert not any(found.example(i)[1][0] for i in range(50))
     assert all(found.example(i)[1][1:].all() for i in range(50))
     assert isinstance(found.tokens, np.memmap)
+
+
+def test_a_table_is_trained_on_as_its_rows_are(encoder: Encoder, tmp_path: Path) -> None:
+    texts = sentences(20)
+    rows = run(write_rows(tmp_path / "a.jsonl", [{"text": t} for t in texts]), encoder, tmp_path / "c")
+    recipe, columns = Recipe.from_request({}), {"text": "said"}
+    table = tmp_path / "a.csv"
+    table.write_text("said,by\n" + "".join(f'"{text}",me\n' for text in texts))
+    whole = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"said": texts, "by": range(20)}), whole)
+    for path, form in ((table, "csv"), (whole, "parquet")):
+        given = path, cast(Format, form), encoder, recipe, 64, tmp_path / "c", lambda: None
+        found = encode(*given, columns)
+        assert found.tokens.tolist() == rows.tokens.tolist()
+        with pytest.raises(DatasetError, match="line 1: no column"):
+            encode(*given)
 
 
 def test_empty_rows_are_counted_not_dropped_in_silence(encoder: Encoder, tmp_path: Path) -> None:
