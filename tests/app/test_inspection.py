@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from openai import OpenAI
 
 from app.cutting import Cutter
 from app.dataset import read
+from app.errors import InvalidRequest
 from app.inspection import lens, patterns, report
+from app.inspection.inspector import ask_and_wait
 from app.inspection.seen import LEAST, Hashes
 from app.recipe import Recipe
 from app.tiny import model as tiny
@@ -143,6 +146,19 @@ def test_what_cannot_be_previewed_is_refused_by_field(
     with pytest.raises(openai.BadRequestError) as refused:
         preview(shared, file, **asked)
     assert (refused.value.param, refused.value.code) == (param, code)
+
+
+def test_a_template_that_never_ends_is_ended(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (model / "chat_template.jinja").write_text(loops)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(jsonl([{"messages": [ASK, SAY]}]))
+    asked = {"path": str(rows), "format": "jsonl", "columns": None, "folder": str(model)}
+    with pytest.raises(InvalidRequest) as refused:
+        ask_and_wait("preview", 2, **asked, recipe=Recipe().model_dump(mode="json"), offset=0, limit=1)
+    assert refused.value.code == "too_costly"
 
 
 def test_a_stranger_looks_into_nothing(api: Api, shared: OpenAI) -> None:
