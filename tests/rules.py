@@ -16,6 +16,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("environment_is_read_in_settings", "worker/launch.py"): "the few variables a trainer may inherit",
     (
         "environment_is_read_in_settings",
+        "worker/generation/__main__.py",
+    ): "what OpenMP is told before torch loads it",
+    (
+        "environment_is_read_in_settings",
         "worker/training/__main__.py",
     ): "what torchrun tells its children, and what OpenMP is told before torch loads it",
 }

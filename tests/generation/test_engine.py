@@ -13,9 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from tests.generation.tinymodel import CONTEXT, answers, make_tokenizer, start
 from worker.generation.batch import Batch, Capacity
+from worker.generation.cache import Timeline
 from worker.generation.engine import Stepper
 from worker.generation.model import Model, load
-from worker.generation.request import Ask, Ticket
+from worker.generation.request import Ask, Failed, Ticket
 from worker.generation.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -182,7 +183,27 @@ def test_waiting_prompts_hold_up_those_who_write_by_one_reading_at_most(
         for _ in range(4):
             batch.turn()
             writing.append(len(batch._writing))
-    assert writing == [2, 5, 7, 9]
+    assert writing == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("broken", ["_write", "forward", "insert"])
+def test_a_failure_on_the_way_in_is_told_to_everybody(
+    model: Model, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that runs out while prompts are read or become rows; who is in no list would wait for ever."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    where = {"_write": Batch, "forward": Model, "insert": Timeline}[broken]
+    monkeypatch.setattr(where, broken, fail)
+    batch = Batch(model, Capacity())
+    told: list[list[object]] = [[] for _ in range(3)]
+    batch.waiting.extend(Ticket(Ask((1, 2), 5), heard.extend) for heard in told)
+    with torch.inference_mode(), pytest.raises(MemoryError):
+        batch.turn()
+    batch.fail("It is over.")
+    assert [heard[-1] for heard in told] == [Failed("It is over.")] * 3
 
 
 def test_no_tokens_asked_for_reads_the_prompt_alone(engine: Stepper, model: Model) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     """The names of the models that were read, in order."""
     names: Loads = []
 
-    def watched(folder: Path, name: str, device: torch.device) -> Model:
+    def watched(folder: Path, name: str, *how: Any) -> Model:
         names.append(name)
-        return model.load(folder, name, device)
+        return model.load(folder, name, *how)
 
     monkeypatch.setattr(loaded, "load", watched)
     return names
@@ -175,9 +176,9 @@ async def test_loading_does_not_keep_the_loop_from_serving_others(
     kept, read = models(shelf, 2**30), threading.Event()
     await use(kept, "a")
 
-    def slow(folder: Path, name: str, device: torch.device) -> Model:
+    def slow(folder: Path, name: str, *how: Any) -> Model:
         read.wait(20)
-        return model.load(folder, name, device)
+        return model.load(folder, name, *how)
 
     monkeypatch.setattr(loaded, "load", slow)
     waiting = asyncio.create_task(use(kept, "b"))
@@ -196,3 +197,24 @@ def test_the_head_gives_the_logits_of_the_plain_product() -> None:
         for shape in ((1, 1, 16), (5, 1, 16), (1, 7, 16), (3, 4, 16)):
             hidden = torch.randn(shape)
             assert torch.allclose(head(hidden), linear(hidden), atol=1e-5)
+
+
+def test_weights_are_our_own_whatever_becomes_of_the_file(shelf: Path) -> None:
+    """A mapped file that is cut short ends the process that reads it."""
+    held = model.load(shelf / "a", "a", CPU)
+    tokens = torch.tensor([[1, 2, 3]])
+    before = held.forward(tokens, torch.arange(3)[None], DynamicCache())
+    (shelf / "a" / "model.safetensors").write_bytes(b"")
+    assert torch.equal(held.forward(tokens, torch.arange(3)[None], DynamicCache()), before)
+
+
+def test_int8_is_near_the_exact_model(folder: Path) -> None:
+    exact, packed = model.load(folder, "a", CPU), model.load(folder, "a", CPU, "int8")
+    tokens = torch.randint(1, 350, (1, 60), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(60)[None]
+    with torch.inference_mode():
+        a, b = (each.forward(tokens, places, DynamicCache(), keep=0)[0] for each in (exact, packed))
+    assert packed.decoder is not None
+    assert not torch.equal(a, b)
+    assert (a.log_softmax(-1) - b.log_softmax(-1)).abs().mean() < 0.2
+    assert (a.argmax(-1) == b.argmax(-1)).float().mean() > 0.8

@@ -9,12 +9,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
-from transformers.utils import logging as transformers_logging
 
 from app.catalogue import UnusableModel, check_folder, locate
 from app.errors import InvalidRequest
 from app.settings import Settings
-from worker.generation.server import create_app
+
+# How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond. A step is a
+# hundred small products: threads that sleep at once (OMP_WAIT_POLICY=PASSIVE) take a third longer for one
+# sequence; those that never sleep take the API's processor: docs/serving.md has figures.
+SPINS = "5000"
 
 
 def listen(url: str) -> socket.socket:
@@ -40,6 +43,13 @@ def listen(url: str) -> socket.socket:
 
 
 def main() -> None:
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    # Read when torch is loaded, so torch is loaded only now.
+    from transformers.utils import logging as transformers_logging
+
+    from worker.generation.server import create_app
+
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -60,7 +70,12 @@ def main() -> None:
             ) from error
         return folder
 
-    app = create_app(locate_checked, settings.generator_memory_bytes, settings.generator_queue)
+    app = create_app(
+        locate_checked,
+        settings.generator_memory_bytes,
+        settings.generator_queue,
+        precision=settings.generator_precision,
+    )
     config = uvicorn.Config(
         app, log_level=settings.log_level.lower(), access_log=False, timeout_graceful_shutdown=3
     )

@@ -3,11 +3,12 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from worker.generation.cache import Timeline
+from worker.generation.cache import States, Timeline, states_of
 from worker.generation.model import Model
 from worker.generation.request import Ask, Ended, Failed, PromptScored, Scored, Ticket, Written
 from worker.generation.sampling import Sampler, choose
@@ -32,7 +33,8 @@ class _Reading:
         self.cache = DynamicCache()
         self.done = 0
         self.scored: list[Scored] = [Scored(ticket.ask.prompt[0])]
-        self.logits = torch.empty(0)
+        self.states: States = []
+        self.logits = torch.empty(0)  # (vocabulary size), of the first token to be written
         self.choices = deque(range(ticket.ask.choices))
 
     @property
@@ -75,13 +77,14 @@ class Batch:
         self.model = model
         self.capacity = capacity
         self.waiting: deque[Ticket] = deque()
-        self._reading: _Reading | None = None
+        self._reading: _Reading | None = None  # a long prompt, piece by piece
+        self._read: deque[_Reading] = deque()  # whole prompts whose choices begin as there is room
         self._writing: list[_Writing] = []
         self._timeline = Timeline()
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self._reading or self._writing)
+        return not (self.waiting or self._reading or self._read or self._writing)
 
     def turn(self) -> None:
         """Let in who waits, as far as there is room, then write one token of every sequence."""
@@ -92,7 +95,8 @@ class Batch:
 
     def fail(self, message: str) -> None:
         """Tell everybody that it is over."""
-        tickets = [*self.waiting, *(each.ticket for each in self._writing)]
+        tickets = [*self.waiting, *(each.ticket for each in self._read)]
+        tickets += [each.ticket for each in self._writing]
         if self._reading:
             tickets.append(self._reading.ticket)
         for ticket in dict.fromkeys(tickets):
@@ -101,28 +105,71 @@ class Batch:
 
     def _admit(self) -> None:
         budget = READ_TOKENS
-        while budget > 0:
+        self._start_choices()
+        while budget > 0 and not self._read:
             if self._reading is None:
-                if not self.waiting:
-                    return
-                self._reading = _Reading(self.waiting.popleft())
-            reading = self._reading
-            if not reading.ticket.cancelled:
-                budget -= self._read(reading, budget)
-                if not reading.finished:
-                    return
-                self._start_choices(reading)
-                reading.ticket.flush()
-            if reading.choices and not reading.ticket.cancelled:
-                return
-            self._reading = None
+                together = self._take_waiting(budget)
+                if together:
+                    budget -= self._read_together(together)
+                elif self.waiting and budget == READ_TOKENS:
+                    self._reading = _Reading(self.waiting.popleft())
+                else:
+                    return  # nobody waits, or the next prompt is for the next turn
+            if self._reading is not None:
+                budget -= self._read_on(self._reading, budget)
+                if self._reading.finished or self._reading.ticket.cancelled:
+                    self._read.append(self._reading)
+                    self._reading = None
+            self._start_choices()
 
-    def _read(self, reading: _Reading, budget: int) -> int:
+    def _take_waiting(self, budget: int) -> list[_Reading]:
+        """The next prompts that can be read in one pass of `budget` tokens and have rows to go to."""
+        taken: list[_Reading] = []
+        rows = max(1, self.capacity.rows - len(self._writing))
+        while self.waiting:
+            ask = self.waiting[0].ask
+            if self.waiting[0].cancelled:
+                self.waiting.popleft()
+                continue
+            budget -= len(ask.prompt)
+            rows -= ask.choices
+            if budget < 0 or ask.prompt_logprobs or (taken and (rows < 0 or not self.model.packs)):
+                break
+            taken.append(_Reading(self.waiting.popleft()))
+        return taken
+
+    def _read_together(self, readings: Sequence[_Reading]) -> int:
+        """Run whole prompts through the model, one behind the other; returns their number of tokens."""
+        self._read.extend(readings)  # now: should it fail, they are told
+        device = self.model.device
+        lengths = [len(each.ticket.ask.prompt) for each in readings]
+        ends = list(accumulate(lengths))
+        tokens = [token for each in readings for token in each.ticket.ask.prompt]
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        owners = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+        mask = (owners[:, None] == owners) & (positions[:, None] >= positions)
+        cache = DynamicCache()
+        logits = self.model.forward(
+            torch.tensor([tokens], device=device),
+            positions[None],
+            cache,
+            mask=mask[None, None] if len(readings) > 1 else None,
+            keep=torch.tensor(ends, device=device) - 1,
+        )[0]
+        states = states_of(cache)
+        for row, (reading, length, end) in enumerate(zip(readings, lengths, ends, strict=True)):
+            own = slice(end - length, end)
+            reading.states = [(keys[:, :, own], values[:, :, own]) for keys, values in states]
+            reading.logits = logits[row]
+            reading.done = length
+        return len(tokens)
+
+    def _read_on(self, reading: _Reading, budget: int) -> int:
         """Run the next piece of a prompt through the model; returns its number of tokens."""
         ask = reading.ticket.ask
-        piece = ask.prompt[reading.done : reading.done + budget]
-        if not piece:
+        if reading.ticket.cancelled:
             return 0
+        piece = ask.prompt[reading.done : reading.done + budget]
         device = self.model.device
         positions = torch.arange(reading.done, reading.done + len(piece), device=device)[None]
         logits = self.model.forward(
@@ -132,7 +179,8 @@ class Batch:
             keep=0 if ask.prompt_logprobs else 1,
         )[0]
         reading.done += len(piece)
-        reading.logits = logits[-1:].clone()  # not a view: it would keep the logits of all positions
+        reading.states = states_of(reading.cache)
+        reading.logits = logits[-1].clone()  # not a view: it would keep the logits of all positions
         if ask.prompt_logprobs:
             following = ask.prompt[reading.done - len(piece) + 1 : reading.done + 1]
             reading.scored += _score(logits[: len(following)], following, [ask] * len(following))
@@ -140,36 +188,55 @@ class Batch:
                 reading.ticket.put(PromptScored(tuple(reading.scored)))
         return len(piece)
 
-    def _start_choices(self, reading: _Reading) -> None:
-        """Turn as many choices of a read prompt into rows as there is room for."""
-        ask = reading.ticket.ask
-        while reading.choices and (ask.max_tokens == 0 or self._has_room(ask)):
-            choice = reading.choices.popleft()
-            if ask.max_tokens == 0:
-                reading.ticket.put(Ended(choice, "length"))
-                continue
-            row = _Writing(reading.ticket, choice)
-            if row.wanted and self._write(reading.logits, [row])[0]:
-                self._timeline.insert(reading.cache, len(ask.prompt))
-                self._writing.append(row)
+    def _start_choices(self) -> None:
+        """Turn as many choices of the prompts that were read into rows as there is room for."""
+        begun: list[tuple[_Reading, _Writing]] = []
+        tickets: dict[Ticket, None] = {}
+        through = 0
+        for reading in self._read:
+            tickets[reading.ticket] = None
+            if not self._begin(reading, begun):
+                break
+            through += 1
+        if begun:
+            logits = torch.stack([reading.logits for reading, _ in begun])
+            alive = self._write(logits, [row for _, row in begun])
+            for (reading, row), more in zip(begun, alive, strict=True):
+                if more:
+                    self._timeline.insert(reading.states, len(row.ticket.ask.prompt))
+                    self._writing.append(row)
+        for _ in range(through):
+            self._read.popleft()  # not before: whoever is in no list is told of no failure
+        for ticket in tickets:
+            ticket.flush()
 
-    def _has_room(self, ask: Ask) -> bool:
-        if not self._writing:
+    def _begin(self, reading: _Reading, begun: list[tuple[_Reading, _Writing]]) -> bool:
+        """Append rows for the choices of one prompt; False where there is no room for the next one."""
+        ask = reading.ticket.ask
+        while reading.choices and not reading.ticket.cancelled:
+            if ask.max_tokens and not self._has_room(ask, [row for _, row in begun]):
+                return False
+            choice = reading.choices.popleft()
+            if not ask.max_tokens:
+                reading.ticket.put(Ended(choice, "length"))
+            elif reading.ticket.wants(choice):
+                begun.append((reading, _Writing(reading.ticket, choice)))
+        return True
+
+    def _has_room(self, ask: Ask, begun: Sequence[_Writing]) -> bool:
+        others = [row.ticket.ask for row in [*self._writing, *begun]]
+        if not others:
             return True
-        longest = max(
-            len(each.prompt) + each.max_tokens for each in [ask, *(row.ticket.ask for row in self._writing)]
-        )
-        rows = len(self._writing) + 1
+        longest = max(len(each.prompt) + each.max_tokens for each in [ask, *others])
+        rows = len(others) + 1
         needed = rows * longest * self.model.cache_bytes_per_token
         return rows <= self.capacity.rows and needed <= self.capacity.cache_bytes
 
     def _step(self) -> None:
         """One forward pass over the last token of every row."""
         device = self.model.device
-        tokens = torch.tensor([[row.token] for row in self._writing], device=device)
-        mask, positions = self._timeline.begin(device)
-        logits = self.model.forward(tokens, positions, self._timeline, mask=mask)[:, -1]
-        self._timeline.advance()
+        tokens = torch.tensor([row.token for row in self._writing], device=device)
+        logits = self.model.step(tokens, self._timeline)
         alive = self._write(logits, self._writing)
         tickets = dict.fromkeys(row.ticket for row in self._writing)
         self._drop(row for row, more in enumerate(alive) if not more)

@@ -6,10 +6,13 @@ that its prompt ends at `now`; a row that leaves is filled with the last one, so
 always the first ones and the model reads views, never copies.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+# Keys and values of each layer, (rows, heads, columns, head size).
+States: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 # Columns added when the buffer is full: the copy of the whole cache is then paid once in so many steps.
 SPARE_COLUMNS = 64
@@ -36,9 +39,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # of its __init
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.append(key_states[:, :, 0], value_states[:, :, 0])
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write column `now`, (rows, heads, head size) of each; the columns that the rows see, views."""
         line = self.timeline
-        self.keys[: line.rows, :, line.now] = key_states[:, :, 0]
-        self.values[: line.rows, :, line.now] = value_states[:, :, 0]
+        self.keys[: line.rows, :, line.now] = keys
+        self.values[: line.rows, :, line.now] = values
         seen = slice(line.now - line.width, line.now + 1)
         return self.keys[: line.rows, :, seen], self.values[: line.rows, :, seen]
 
@@ -60,6 +67,8 @@ class Timeline(Cache):
         self.layers: list[_Layer] = []  # type: ignore[assignment]  # narrower
         self.lengths: list[int] = []
         self.now = 0
+        self.positions = torch.empty(0, dtype=torch.long)
+        self.mask = torch.empty(0, 0, dtype=torch.bool)
 
     @property
     def rows(self) -> int:
@@ -68,11 +77,10 @@ class Timeline(Cache):
     @property
     def width(self) -> int:
         """Columns in use: the length of the longest row."""
-        return max(self.lengths, default=0)
+        return max(self.lengths, default=0)  # 3 µs for 64 rows
 
-    def insert(self, prompt: DynamicCache, length: int) -> None:
-        """Append a row holding the `length` columns of `prompt`, a cache of one sequence."""
-        states = states_of(prompt)
+    def insert(self, states: States, length: int) -> None:
+        """Append a row holding the `length` columns of `states`, those of one sequence."""
         if not self.layers:
             self.layers = [_Layer(self, keys, values) for keys, values in states]
         if not self.rows:
@@ -95,13 +103,23 @@ class Timeline(Cache):
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
-    def begin(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make room for one more column; its mask (rows, width + 1), 1 where a row has a token, and the
-        positions (rows, 1) of the new tokens."""
+    def begin(self, device: torch.device) -> None:
+        """Make room for one more column, and say what a step needs to know of the rows.
+
+        `positions` (rows,) of the new tokens, `mask` (rows, width + 1): True where a row has a token.
+        """
         self._make_room(self.rows, self.width, spare=1)
-        lengths = torch.tensor(self.lengths, dtype=torch.long, device=device)[:, None]
-        columns = torch.arange(self.width + 1, device=device)[None, :]
-        return (columns >= self.width - lengths).long(), lengths
+        self.positions = torch.tensor(self.lengths, dtype=torch.long, device=device)
+        columns = torch.arange(self.width + 1, device=device)
+        self.mask = columns >= self.width - self.positions[:, None]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The mask as attention adds it, (rows, 1, 1, width + 1); None where all rows are of one length."""
+        if min(self.lengths) == self.width:
+            return None
+        zeros = torch.zeros(self.mask.shape, dtype=self.layers[0].keys.dtype, device=self.mask.device)
+        return zeros.masked_fill_(~self.mask, float("-inf"))[:, None, None]
 
     def advance(self) -> None:
         """The forward pass has written column `now` of every row."""
@@ -124,8 +142,7 @@ class Timeline(Cache):
         self.now = width
 
 
-def states_of(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of each layer, (rows, heads, columns, head size)."""
+def states_of(cache: Cache) -> States:
     layers: list[Any] = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 

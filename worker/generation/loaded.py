@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 from app.errors import NotFound, ServiceError, Unavailable
-from worker.generation.model import Model, load, weigh
+from worker.generation.model import Model, Precision, load, weigh
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,13 @@ class LoadedModels:
     """All calls come from one event loop; files are read on one thread beside it, so that loading a model
     keeps neither the loop nor the engine from answering for the others."""
 
-    def __init__(self, locate: Locate, memory_bytes: int, device: torch.device) -> None:
+    def __init__(
+        self, locate: Locate, memory_bytes: int, device: torch.device, precision: Precision = "auto"
+    ) -> None:
         self._locate = locate
         self._memory_bytes = memory_bytes
         self._device = device
+        self._precision: Precision = precision
         self._slots: dict[Key, _Slot] = {}  # least recently used first
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._loading = asyncio.Lock()
@@ -101,7 +104,9 @@ class LoadedModels:
             self._slots[key].size = expected
             loop = asyncio.get_running_loop()
             try:
-                model = await loop.run_in_executor(self._loader, load, folder, name, self._device)
+                model = await loop.run_in_executor(
+                    self._loader, load, folder, name, self._device, self._precision
+                )
             except FileNotFoundError as error:
                 raise _gone(name) from error
             except Exception as error:

@@ -1,0 +1,47 @@
+"""The short way of a decode step, beside transformers' own forward pass."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicCache
+
+from tests.generation.test_engine import prompts
+from worker.generation.cache import Timeline, states_of
+from worker.generation.decoder import Decoder
+from worker.generation.model import Model
+
+
+def test_the_short_way_of_a_step_gives_the_logits_of_the_long_one(model: Model) -> None:
+    """Rows of different lengths, through `Decoder` and through transformers' own forward pass."""
+    assert model.decoder is not None
+    logits: list[list[torch.Tensor]] = []
+    for way in (model, replace(model, decoder=None)):
+        timeline = Timeline()
+        with torch.inference_mode():
+            for prompt in prompts(7, seed=11):
+                cache = DynamicCache()
+                places = torch.arange(len(prompt))[None]
+                way.forward(torch.tensor([prompt]), places, cache)
+                timeline.insert(states_of(cache), len(prompt))
+            steps = [way.step(torch.arange(7) + step, timeline) for step in range(60)]
+        logits.append(steps)
+    for short, long in zip(*logits, strict=True):
+        assert torch.allclose(short, long, atol=1e-4, rtol=0)
+
+
+def test_the_short_way_is_taken_for_what_it_knows_alone(model: Model) -> None:
+    shape: dict[str, Any] = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+    }
+    llama = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1))
+    assert Decoder.of(llama) is None
+    config: Any = model.weights.config
+    changed: Any = GPT2LMHeadModel(config)
+    assert Decoder.of(changed) is not None
+    changed.transformer.h[0].attn.c_attn = torch.nn.Linear(32, 96)
+    assert Decoder.of(changed) is None, "somebody put a layer of another kind in"
