@@ -145,7 +145,9 @@ def refuse_what_is_not_offered(request: JobRequest) -> None:
     for key, value in (request.metadata or {}).items():
         if len(key) > 64 or len(value) > 512:
             raise InvalidRequest(
-                "metadata takes keys of at most 64 and values of at most 512 characters.", param="metadata"
+                "metadata takes keys of at most 64 and values of at most 512 characters.",
+                param="metadata",
+                code="invalid_value",
             )
 
 

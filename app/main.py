@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from app import reference
+from app import openapi, reference
 from app.access import KEY_IN_HEADER, Gate, check_routes
 from app.answers import RequestIds, install_handlers
 from app.auth import caller
@@ -77,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(reference.router)
     check_routes(app)
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     install_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate)

@@ -72,7 +72,7 @@ def _openai_hyperparameters(row: Job) -> JsonObject:
 
 def job(row: Job, organization: str, place: Place | None = None) -> JsonObject:
     """`place`: where it stands in the queue, as far as it stands there."""
-    asked = {k: v for k, v in row.hyperparameters.items() if k not in OPENAI_HYPERPARAMETERS}
+    asked = {k: v for k, v in row.hyperparameters.items() if k not in (*OPENAI_HYPERPARAMETERS, "seed")}
     resolved = {k: (row.resolved or {}).get(k, v) for k, v in asked.items()}
     hyperparameters = {**_openai_hyperparameters(row), **resolved}
     kind = row.method["type"]

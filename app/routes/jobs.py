@@ -173,8 +173,12 @@ def _filtered(query: Select[Job], request: Request) -> Select[Job]:
     """`metadata[key]=value` selects by pairs, `metadata=null` those without any."""
     wanted: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
-        if name == "metadata" and value == "null":
-            query = query.where(Job.job_metadata.is_(None))
+        if name == "metadata":
+            if value != "null":
+                raise InvalidRequest("metadata is `null`, or `metadata[key]=value`.", param="metadata")
+            # Without any it is null, or, in rows of earlier releases, JSON's null.
+            kind = func.coalesce(func.jsonb_typeof(Job.job_metadata), "null")
+            query = query.where(kind == "null")
         elif name.startswith("metadata[") and name.endswith("]"):
             wanted[name[len("metadata[") : -1]] = value
     return query.where(Job.job_metadata.contains(wanted)) if wanted else query

@@ -1,0 +1,102 @@
+"""The OpenAPI document against a live server: what it says is what happens, whatever is sent.
+
+Schemathesis makes requests of each kind the document allows, and of kinds it forbids, and holds the answers
+to it: no server error, no status, type or shape that is not documented, no key ignored, no bad data taken.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode, checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from app.database import WorkerDatabase
+from app.main import create_app
+from app.openapi import ANSWERS, JOBS, document
+from app.settings import Settings
+from tests.app.conftest import Api
+from tests.stand_ins.reporter import Reporter
+
+EXAMPLES = 12  # of each call
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.negative_data_rejection,
+    openapi_checks.ignored_auth,
+]
+
+
+@pytest.fixture(scope="module")
+def there(api: Api) -> Iterator[dict[str, str]]:
+    """A file, and a job that has succeeded with a model."""
+    database = WorkerDatabase(api.settings)
+    with api.client() as client:
+        file = client.files.create(file=("a.jsonl", b'{"text": "one"}\n' * 9), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model="tiny-gpt2", training_file=file.id)
+    worker = Reporter(api.settings, database, job.id)
+    worker.prepare()
+    worker.steps(*range(1, 31))
+    worker.evaluate(30)
+    worker.save(30)
+    worker.succeed()
+    yield {"file_id": file.id, "job_id": job.id, "model": worker.model_name}
+    database.close()
+
+
+MADE = document(create_app(Settings(database_url="postgresql://x/y", redis_url="redis://x")))
+OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(MADE).get_all_operations()]
+NEVER_END = (f"GET {JOBS}/{{job_id}}/events/stream",)  # tests/app/test_progress.py reads it
+
+
+@pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+@pytest.mark.parametrize("known", [False, True], ids=["any", "known"])
+def test_the_document_is_true(
+    operation: Any, mode: GenerationMode, known: bool, api: Api, there: dict[str, str]
+) -> None:
+    """`known`: ids in the path are those of things that are there."""
+    if known and (mode is GenerationMode.NEGATIVE or "{" not in operation.path):
+        return
+    if operation.label in NEVER_END:
+        return
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def send(case: Any) -> None:
+        if known and case.path_parameters:
+            case.path_parameters |= {name: there[name] for name in case.path_parameters if name in there}
+        key = {"Authorization": f"Bearer {api.key}"}
+        case.call_and_validate(base_url=api.url, headers=key, checks=CHECKS, timeout=20)
+
+    try:
+        send()
+    except Unsatisfiable:
+        assert mode is GenerationMode.NEGATIVE, "a call without input has no bad one"
+
+
+def test_every_call_below_v1_wants_a_key_and_tells_how_it_fails() -> None:
+    for path, operations in MADE["paths"].items():
+        for verb, operation in operations.items():
+            responses = set(operation["responses"])
+            assert "422" not in responses, (verb, path)
+            if path.startswith("/v1/"):
+                assert operation["security"], (verb, path)
+                assert {"400", "401", "403", "429", "503"} <= responses, (verb, path)
+
+
+def test_every_answer_that_is_described_belongs_to_a_call() -> None:
+    calls = {f"{verb.upper()} {path}" for path, operations in MADE["paths"].items() for verb in operations}
+    assert set(ANSWERS) <= calls
