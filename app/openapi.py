@@ -1,5 +1,7 @@
-"""The OpenAPI document: what FastAPI reads off the routes, and what it cannot know of them: that they want a
-key, how they fail, what they answer. tests/conformance/test_document.py holds it against a live server.
+"""The OpenAPI document: what FastAPI reads off the routes, and what it cannot know of them: how they fail,
+what they answer, and the bodies that they read by themselves as they stream in.
+
+tests/conformance/test_document.py holds it against a live server.
 """
 
 from typing import Any
@@ -43,10 +45,30 @@ MEDIA = {
     "POST /v1/completions": ("application/json", "text/event-stream"),
     "POST /v1/chat/completions": ("application/json", "text/event-stream"),
 }
-# Further successes.
+# What else a call may answer.
 ALSO = {
+    "GET /readyz": {"503": "The database does not answer"},
     "GET /v1/files/{file_id}/content": {"206": "A range of it", "416": "No such range"},
     f"GET {JOBS}/{{job_id}}/events/stream": {"204": "The job has ended, and all of it has been sent"},
+}
+_BYTES = {"type": "string", "format": "binary"}
+# Bodies that routes read by themselves, piece by piece.
+FORMS: dict[str, JsonObject] = {
+    "POST /v1/files": {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "purpose": {"enum": ["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]},
+            "expires_after[anchor]": {"const": "created_at"},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+            "file": _BYTES,
+        },
+    },
+    "POST /v1/uploads/{upload_id}/parts": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": _BYTES},
+    },
 }
 FAILURES = {
     "400": "Bad input, named in `param`; or a thing in the wrong state",
@@ -81,7 +103,6 @@ def _complete(made: JsonObject) -> None:
     _, found = models_json_schema(inputs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     for name, schema in found["$defs"].items():
         schemas.setdefault(name, schema)
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in made["paths"].items():
         for verb, operation in operations.items():
             _describe(f"{verb.upper()} {path}", operation)
@@ -96,6 +117,8 @@ def _describe(call: str, operation: JsonObject) -> None:
         references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in group]
         schema = references[0] if len(references) == 1 else {"anyOf": references}
         success["content"] = {"application/json": {"schema": schema}}
+    if form := FORMS.get(call):
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     for media in MEDIA.get(call, ()):
         if media == MEDIA[call][0] and media != "application/json":
             success["content"] = {}
@@ -103,7 +126,6 @@ def _describe(call: str, operation: JsonObject) -> None:
     for status, meaning in ALSO.get(call, {}).items():
         responses[status] = {"description": meaning}
     if path.startswith(BELOW_KEY):
-        operation["security"] = [{"key": []}]
         for status in _failures(verb, path, operation):
             responses[status] = {
                 "description": FAILURES[status],

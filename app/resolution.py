@@ -34,7 +34,7 @@ def usual_rate(recipe: Recipe, parameters: int) -> float:
     """What "auto" means for a model of that size."""
     usual = min(1e-3, max(1e-5, REFERENCE_RATE * math.sqrt(REFERENCE_PARAMETERS / max(1, parameters))))
     factor = 1.0 if recipe.learning_rate_multiplier == "auto" else recipe.learning_rate_multiplier
-    return usual * factor * (10 if recipe.lora_rank else 1)
+    return usual * factor * (10 if recipe.lora_rank else 1) * (0.1 if recipe.method == "dpo" else 1)
 
 
 def warmup(recipe: Recipe, total_steps: int) -> int:
@@ -44,6 +44,11 @@ def warmup(recipe: Recipe, total_steps: int) -> int:
     if recipe.lr_scheduler_warmup_steps == "auto":
         return math.ceil(0.05 * total_steps)
     return recipe.lr_scheduler_warmup_steps
+
+
+def beta(recipe: Recipe) -> float | None:
+    """How strongly preference pairs hold the model to what it was; None for supervised training."""
+    return 0.1 if recipe.beta == "auto" else recipe.beta
 
 
 def lora_alpha(recipe: Recipe) -> float:
@@ -90,5 +95,6 @@ def resolve(
         "max_length": length,
         "eval_steps": course.eval_steps,
         "save_steps": course.save_steps,
+        "beta": beta(recipe),
         "lora_alpha": lora_alpha(recipe) if recipe.lora_rank else None,
     }

@@ -9,7 +9,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import catalogue, forecast, job_request, paging, quota, wire
+from app import forecast, job_inputs, job_request, paging, quota, wire
 from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
@@ -22,61 +22,11 @@ from app.inspection.desk import Desk, OpenDesk
 from app.lifecycle import wishes
 from app.owned import find_job
 from app.settings import Settings
-from app.tables import Checkpoint, Event, File, Job, JsonObject, Model
+from app.tables import Checkpoint, Event, Job, JsonObject
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencies=[needs("jobs")])
 # The official SDK counts its tries of one request.
 RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
-
-
-async def _usable(
-    session: AsyncSession, file_id: str, param: str, method: job_request.Method, caller: Caller
-) -> File:
-    """The file, locked so that nobody deletes it before the job that reads it is there."""
-    row = await session.scalar(
-        select(File)
-        .where(
-            File.id == file_id,
-            File.owner == caller.owner,
-            File.deleted_at.is_(None),
-            File.expires_at.is_(None) | (File.expires_at > func.now()),
-        )
-        .with_for_update(read=True)
-    )
-    code = f"invalid_{param}"
-    if row is None:
-        raise InvalidRequest(f"No such file: {file_id!r}", param=param, code=code)
-    if row.purpose != "fine-tune":
-        raise InvalidRequest(
-            f"{file_id} has purpose `{row.purpose}`; upload it with purpose `fine-tune`.",
-            param=param,
-            code=code,
-        )
-    if row.status != "processed":
-        raise InvalidRequest(f"{file_id} cannot be used: {row.status_details}", param=param, code=code)
-    job_request.refuse_other_shape(method, file_id, row.shape, param)
-    return row
-
-
-async def _source(
-    session: AsyncSession, body: job_request.JobRequest, caller: Caller, settings: Settings
-) -> catalogue.Source:
-    if body.from_checkpoint is not None:
-        given = body.from_checkpoint, body.model, caller.owner
-        return await run(session, catalogue.find_checkpoint, *given)
-    return await run(session, catalogue.find_for_job, body.model, caller.owner, settings)
-
-
-async def _hold_model(session: AsyncSession, source: catalogue.Source) -> None:
-    """Lock a model that was trained here, so that nobody deletes it before the job is there."""
-    key = source.source.removeprefix("store:")
-    if key == source.source:
-        return
-    for table in (Model, Checkpoint):
-        held = select(table.id).where(table.key == key, table.deleted_at.is_(None))
-        if await session.scalar(held.with_for_update(read=True)) is not None:
-            return
-    raise InvalidRequest(f"The model {source.name!r} is gone.", param="model", code="model_not_found")
 
 
 async def _bodies(session: AsyncSession, rows: Sequence[Job], settings: Settings) -> list[JsonObject]:
@@ -140,11 +90,11 @@ async def create_job(
     job_request.refuse_what_is_not_offered(body)
     store.refuse_low_space(settings.min_free_bytes)
     await quota.take_storage(session, caller, 1)  # a model has more; how much more is known at its end
-    source = await _source(session, body, caller, settings)
-    await _hold_model(session, source)
-    await _usable(session, body.training_file, "training_file", method, caller)
+    source = await job_inputs.source(session, body, caller, settings)
+    await job_inputs.hold_model(session, source)
+    await job_inputs.usable(session, body.training_file, "training_file", method, caller, hold=True)
     if body.validation_file is not None:
-        await _usable(session, body.validation_file, "validation_file", method, caller)
+        await job_inputs.usable(session, body.validation_file, "validation_file", method, caller, hold=True)
     values = {
         "id": f"ftjob-{secrets.token_hex(12)}",
         "owner": caller.owner,

@@ -9,6 +9,7 @@ from app.storage import Store
 from worker import publish
 from worker.publish import Published
 from worker.rows import Rows
+from worker.training import manifest
 from worker.training.events import Evaluated, Event, Prepared, Saved, Step
 
 LEASE = timedelta(minutes=5)
@@ -49,11 +50,14 @@ class Reporter:
             assert claims.fail(session, self.held, claims.JobError("bad", "It went wrong.", "model"))
 
     def succeed(self) -> None:
-        """With a model whose folder is empty."""
+        """With a model that is one small file."""
         store = Store(self.settings.storage_folder)
         key = f"models/{self.job_id}-e{self.held.epoch}"
-        store.path(key).mkdir(parents=True)
-        model = Published(key, {"files": {}}, 1)
+        folder = store.path(key)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        manifest.seal(folder)
+        model = Published(key, store.read_manifest(key), 2)
         with self.database.transaction() as session:
             given = (self.held, self.model_name, "tiny-gpt2", self.settings.organization, model, 500)
             assert publish.announce(session, store, *given)

@@ -11,11 +11,10 @@ import torch.distributed as dist
 
 from app import machine
 from app.recipe import Recipe
+from app.resolution import TOKENS_PER_MICRO_STEP
 from worker.training.failure import Failure
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Tokens of a micro-step the device likes: beyond it speed no longer rises (CPU: measured on two cores).
-TOKENS_PER_MICRO_STEP = {"cpu": 4_096, "cuda": 32_768}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Device:
 
     @property
     def tokens_per_micro_step(self) -> int:
-        return TOKENS_PER_MICRO_STEP[self.place.type]
+        return TOKENS_PER_MICRO_STEP["cuda" if self.place.type == "cuda" else "cpu"]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from app.recipe import Recipe
+from app.resolution import lora_alpha
 from worker.training.failure import Failure
 
 # PEFT is imported where it is used: a machine that trains all weights needs only torch and transformers.
@@ -23,11 +24,6 @@ FOLDER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def alpha(recipe: Recipe) -> float:
-    """The numerator of the update's scale, "auto" resolved."""
-    return 2 * (recipe.lora_rank or 0) if recipe.lora_alpha == "auto" else recipe.lora_alpha
-
-
 def adapt(network: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """Freezes the network and puts trainable adapters into it. Raises Failure when no layer is so named."""
     from peft import LoraConfig, get_peft_model
@@ -36,7 +32,7 @@ def adapt(network: PreTrainedModel, recipe: Recipe) -> PeftModel:
     targets = "all-linear" if recipe.lora_targets == "auto" else list(recipe.lora_targets)
     config = LoraConfig(
         r=rank,
-        lora_alpha=cast(int, alpha(recipe)),
+        lora_alpha=cast(int, lora_alpha(recipe)),
         lora_dropout=recipe.lora_dropout,
         target_modules=targets,
         # GPT-2's Conv1D keeps its weight transposed.

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from app import resolution
 from app.recipe import Recipe
 from worker.training.batches import Batch
 from worker.training.events import Rewards
@@ -61,10 +62,5 @@ class Likelihood:
 
 def choose(recipe: Recipe) -> Objective:
     """The objective of the recipe's method."""
-    beta = resolved_beta(recipe)
+    beta = resolution.beta(recipe)
     return Likelihood() if beta is None else Preference(beta)
-
-
-def resolved_beta(recipe: Recipe) -> float | None:
-    """The recipe's beta, "auto" resolved; None for supervised training."""
-    return 0.1 if recipe.beta == "auto" else recipe.beta

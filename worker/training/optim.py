@@ -11,27 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from app.recipe import Recipe
-
-# GPT-2's size and the rate that suits it; smaller models take larger steps.
-REFERENCE_PARAMETERS, REFERENCE_RATE = 124e6, 5e-5
-
-
-def rate(recipe: Recipe, parameters: int) -> float:
-    """The peak learning rate, "auto" resolved."""
-    if recipe.learning_rate != "auto":
-        return recipe.learning_rate
-    usual = min(1e-3, max(1e-5, REFERENCE_RATE * math.sqrt(REFERENCE_PARAMETERS / max(1, parameters))))
-    factor = 1.0 if recipe.learning_rate_multiplier == "auto" else recipe.learning_rate_multiplier
-    return usual * factor * (10 if recipe.lora_rank else 1) * (0.1 if recipe.method == "dpo" else 1)
-
-
-def warmup(recipe: Recipe, total_steps: int) -> int:
-    """Warm-up in steps, "auto" and the ratio resolved."""
-    if recipe.lr_scheduler_warmup_ratio is not None:
-        return math.ceil(recipe.lr_scheduler_warmup_ratio * total_steps)
-    if recipe.lr_scheduler_warmup_steps == "auto":
-        return math.ceil(0.05 * total_steps)
-    return recipe.lr_scheduler_warmup_steps
+from app.resolution import warmup
 
 
 class Optimization:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from app import resolution
 from app.dataset import Chat, Preference, read
 from app.encoding import Encoder
 from app.recipe import Recipe
-from worker.training import checkpoint, data, device, lora, model, optim
+from worker.training import checkpoint, data, device, lora, model
 from worker.training.batches import order
 from worker.training.checkpoint import Progress, Saver
 from worker.training.data import Encodings, Share
@@ -20,7 +20,6 @@ from worker.training.events import Event, Notice, Prepared
 from worker.training.failure import Failure
 from worker.training.job import Job
 from worker.training.model import Model
-from worker.training.objective import resolved_beta
 from worker.training.optim import Optimization
 from worker.training.pulse import Pulse
 from worker.training.reference import Reference, weights_digest
@@ -126,34 +125,21 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
     trained.end = encoder.end
     for path in trained.prepare(job.recipe):
         yield Notice("warn", f"{path}_unavailable", f"This architecture does not support {path}; it is off.")
-    peak = optim.rate(job.recipe, parameters)
+    peak = resolution.rate(job.recipe, parameters)
     optimization = Optimization(trained.parameters(), job.recipe, peak, plan.total_steps, place.scaler())
     if source is not None:
         if adapted:
             lora.restore(adapted, source)
         checkpoint.restore_optimization(source, optimization)
 
-    share = math.ceil(batch.total / place.world)
-    eval_size = batch.micro if job.recipe.eval_batch_size == "auto" else job.recipe.eval_batch_size
-    resolved = job.recipe.model_dump(mode="json") | {
-        "num_epochs": _epochs(job.recipe),
-        "train_batch_size": batch.micro,
-        "gradient_accumulation_steps": math.ceil(share / batch.micro),
-        "total_train_batch_size": batch.total,
-        "eval_batch_size": eval_size,
-        "num_devices": place.world,
-        "learning_rate": peak,
-        "learning_rate_multiplier": 1
-        if job.recipe.learning_rate_multiplier == "auto"
-        else job.recipe.learning_rate_multiplier,
-        "lr_scheduler_warmup_steps": optim.warmup(job.recipe, plan.total_steps),
-        "max_length": max_length,
-        "eval_steps": plan.eval_steps,
-        "save_steps": plan.save_steps,
-        "packing": trained.packing,
-        "beta": resolved_beta(job.recipe),
-        "lora_alpha": lora.alpha(job.recipe) if adapted else None,
-    }
+    resolved = resolution.resolve(
+        job.recipe,
+        batch,
+        resolution.course(job.recipe, len(train), batch.total),
+        parameters=parameters,
+        length=max_length,
+        devices=place.world,
+    ) | {"packing": trained.packing}
     tokens, trained_tokens = train.total()
     yield Prepared(
         examples=len(train),
@@ -177,7 +163,7 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
         train=train,
         validation=validation,
         max_length=max_length,
-        eval_size=eval_size,
+        eval_size=int(resolved["eval_batch_size"]),
         model=trained,
         adapted=adapted,
         optimization=optimization,
@@ -228,13 +214,11 @@ def _shares(job: Job, encoded: Encodings, held: Encodings | None) -> tuple[Share
 
 def _max_length(job: Job) -> int:
     limit = model.longest(model.config_of(job.model))
-    asked = job.recipe.max_length
-    if asked == "auto":
-        return min(limit, 1024)
-    if asked > limit:
-        message = f"'max_length' is {asked:,}, but the model attends to {limit:,} tokens at most."
+    length = resolution.max_length(job.recipe, limit)
+    if length > limit:
+        message = f"'max_length' is {length:,}, but the model attends to {limit:,} tokens at most."
         raise Failure("invalid_value", message, param="max_length")
-    return asked
+    return length
 
 
 def _batch(recipe: Recipe, train: Share, place: device.Device) -> Any:
@@ -242,20 +226,16 @@ def _batch(recipe: Recipe, train: Share, place: device.Device) -> Any:
     return recipe.batch(len(train), tokens / len(train), place.tokens_per_micro_step)
 
 
-def _epochs(recipe: Recipe) -> float:
-    return 3 if recipe.num_epochs == "auto" else recipe.num_epochs
-
-
 def _plan(recipe: Recipe, examples: int, total: int) -> Plan:
-    per_epoch = math.ceil(examples / total)
+    course = resolution.course(recipe, examples, total)
     return Plan(
         examples=examples,
         seed=recipe.seed,
         total=total,
-        steps_per_epoch=per_epoch,
-        total_steps=recipe.max_steps or math.ceil(_epochs(recipe) * per_epoch),
-        eval_steps=per_epoch if recipe.eval_steps == "auto" else recipe.eval_steps,
-        save_steps=per_epoch if recipe.save_steps == "auto" else recipe.save_steps,
+        steps_per_epoch=course.per_epoch,
+        total_steps=course.total,
+        eval_steps=course.eval_steps,
+        save_steps=course.save_steps,
     )
 
 
