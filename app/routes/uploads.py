@@ -28,7 +28,8 @@ from app.uploads.rows import Upload, UploadPart
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=[needs("files")])
 MAX_PART_BYTES = 64 * 1024 * 1024  # what the SDK cuts a file into
-_composing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+# By owner too, or somebody else could tell by waiting that there is such an upload.
+_composing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
 
 
@@ -212,7 +213,7 @@ async def complete_upload(
     wanted = states.digest(body.part_ids, body.md5)
     # A large file takes minutes, and the SDK asks again after ten: the second try waits for the first here,
     # instead of making the same file beside it. In another process it would; only one of them is kept.
-    async with _composing.setdefault(upload_id, asyncio.Lock()):
+    async with _composing.setdefault((caller.owner, upload_id), asyncio.Lock()):
         async with database.transaction() as early:  # not while the file is made
             # Locked, so as to see what the first try is about to commit.
             upload = await states.find(early, upload_id, caller, lock=True)
