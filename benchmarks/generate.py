@@ -120,31 +120,38 @@ def draw(level: int, seed: int, each: int) -> list[Question]:
 class Measured:
     """One contender at one level in one round."""
 
-    def __init__(self, questions: Sequence[Question], replies: Sequence[Reply], seconds: float) -> None:
+    def __init__(
+        self, questions: Sequence[Question], replies: Sequence[Reply], seconds: float, processor: float
+    ) -> None:
         self.questions, self.replies, self.seconds = questions, replies, seconds
+        self.processor = processor  # seconds, of all that serves
         self.tokens = sum(reply.tokens for reply in replies)
 
     def line(self) -> str:
         said = figures([self])
         return (
             f"{said['tokens_per_second']:8,.0f} tokens/s, first {said['first_token_p50'] * 1e3:6.0f} ms,"
-            f" a token {said['token_p50'] * 1e3:6.1f} ms (p99 {said['token_p99'] * 1e3:6.1f})"
+            f" a token {said['token_p50'] * 1e3:6.1f} ms (p99 {said['token_p99'] * 1e3:6.1f}),"
+            f" processor {said['processor_seconds_per_token'] * 1e3:5.2f} ms"
         )
 
 
 async def measure(running: servers.Running, questions: Sequence[Question], level: int) -> Measured:
     if len(questions) > level:
         await crowd(running.server, questions[:level], level)  # not counted: buffers grow, code warms up
-    began = time.monotonic()
+    began, before = time.monotonic(), running.processor()
     replies = await crowd(running.server, questions, level)
-    return Measured(questions, replies, time.monotonic() - began)
+    return Measured(questions, replies, time.monotonic() - began, running.processor() - before)
 
 
 def figures(rounds: Sequence[Measured]) -> dict[str, float]:
     replies = [reply for each in rounds for reply in each.replies]
+    written = sum(each.tokens for each in rounds)
     firsts, tokens = [reply.first for reply in replies], [reply.per_token for reply in replies]
     return {
-        "tokens_per_second": sum(each.tokens for each in rounds) / sum(each.seconds for each in rounds),
+        "tokens_per_second": written / sum(each.seconds for each in rounds),
+        # What a busy machine changes least.
+        "processor_seconds_per_token": sum(each.processor for each in rounds) / written,
         "first_token_p50": statistics.median(firsts),
         "first_token_p99": percentile(firsts, 0.99),
         "token_p50": statistics.median(tokens),

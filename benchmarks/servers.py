@@ -33,6 +33,10 @@ class Running:
         """Bytes of all its processes; memory that they share counts once."""
         return sum(proportional(pid) for pid in self.processes)
 
+    def processor(self) -> float:
+        """Seconds of a processor that its processes have taken so far."""
+        return sum(processor(pid) for pid in self.processes)
+
 
 def build(folder: Path, layers: int = 6, width: int = 256, positions: int = 512) -> Path:
     """GPT-2 with random weights and 50,257 tokens, each of them one to three printable characters.
@@ -192,6 +196,12 @@ def proportional(pid: int) -> int:
     """Bytes of memory, shared pages divided among those who share them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def processor(pid: int) -> float:
+    """Seconds, in the program and in the kernel for it."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
