@@ -169,6 +169,8 @@ def test_a_step_does_not_depend_on_its_split(
 ) -> None:
     split = train(**files, **{**RECIPE, "eval_batch_size": 3, "eval_steps": 4, **said})
     assert split.losses == pytest.approx(straight.losses, rel=2e-5)
+    norms = [[s.grad_norm for s in run.steps] for run in (split, straight)]  # AdamW forgives a wrong scale
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert [s.trained_tokens for s in split.steps] == [s.trained_tokens for s in straight.steps]
     margins = [[(s.rewards or {})["margin"] for s in run.steps] for run in (split, straight)]
     assert margins[0] == pytest.approx(margins[1], abs=1e-5)
@@ -309,6 +311,19 @@ def test_dropout_is_off_unless_asked_for_and_the_rate_is_a_tenth(
     ).prepared.recipe
     assert (said["dropout"], said["beta"], said["excess_length"]) == (0.0, 0.1, "truncate")
     assert said["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_dropout_that_is_asked_for_is_not_in_what_was_before(
+    train: Train, straight: Run, files: dict[str, Path], tmp_path: Path
+) -> None:
+    noisy = train(**{**files, "cache": tmp_path / "cache"}, **{**RECIPE, "max_steps": 1, "dropout": 0.5})
+    assert noisy.losses[0] != pytest.approx(straight.losses[0], abs=1e-3)
+    known, again = (
+        {path.name: path.read_bytes() for path in cache.rglob("reference-*.bin")}
+        for cache in (files["cache"], tmp_path / "cache")
+    )
+    assert len(again) == 2
+    assert again.items() <= known.items()
 
 
 def test_rows_and_method_must_fit(train: Train, files: dict[str, Path], texts: Path, tmp_path: Path) -> None:
