@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, or_, select
 from sqlalchemy.orm import Session
 
 from app.errors import InvalidRequest, NotFound
+from app.permissions import permitted
 from app.settings import Settings
 from app.storage import Store
 from app.tables import Checkpoint, Job, Model
@@ -113,26 +114,50 @@ def _hub(name: str) -> Source:
     return Source(name, f"hub:{name}", name.rsplit("/", 1)[-1], "huggingface", BUILTIN_SINCE)
 
 
+# What was trained here, with the same columns: published models, and checkpoints that are kept.
+_models = select(Model.name, Model.key, Model.base, Model.owner, Model.created_at).where(
+    Model.deleted_at.is_(None)
+)
+_saved = (
+    select(Checkpoint.name, Checkpoint.key, Job.model.label("base"), Job.owner, Checkpoint.created_at)
+    .join(Job, Job.id == Checkpoint.job_id)
+    .where(Checkpoint.deleted_at.is_(None))
+)
+
+
+def _stored(row: Row[str, str | None, str, str, datetime]) -> Source:
+    return Source(row.name, f"store:{row.key}", root_name(row.base), row.owner, row.created_at)
+
+
+def permitted_to(session: Session, owner: str) -> list[Source]:
+    """What others trained and this owner may use, the newest first."""
+    found = [
+        _stored(row)
+        for query in (
+            _models.where(permitted(Model.name, owner), Model.owner != owner),
+            _saved.where(permitted(Checkpoint.name, owner), Job.owner != owner),
+        )
+        for row in session.execute(query)
+    ]
+    return sorted(found, key=lambda source: source.created, reverse=True)
+
+
 def find(session: Session, name: str, owner: str, settings: Settings) -> Source:
-    """The model of that name, for that owner: base models are everybody's.
+    """The model of that name, for that owner: base models are everybody's, and what another owner trained
+    may be permitted to them.
 
     Raises NotFound (model_not_found).
     """
     for source in base_names(settings):
         if source.name == name:
             return source
-    model = session.scalar(
-        select(Model).where(Model.name == name, Model.owner == owner, Model.deleted_at.is_(None))
-    )
-    if model is not None:
-        return Source(name, f"store:{model.key}", model.base, owner, model.created_at)
-    saved = session.execute(
-        select(Checkpoint.key, Checkpoint.created_at, Job.model)
-        .join(Job, Job.id == Checkpoint.job_id)
-        .where(Checkpoint.name == name, Job.owner == owner, Checkpoint.deleted_at.is_(None))
-    ).one_or_none()
-    if saved is not None:
-        return Source(name, f"store:{saved.key}", root_name(saved.model), owner, saved.created_at)
+    for query in (
+        _models.where(Model.name == name, or_(Model.owner == owner, permitted(Model.name, owner))),
+        _saved.where(Checkpoint.name == name, or_(Job.owner == owner, permitted(Checkpoint.name, owner))),
+    ):
+        row = session.execute(query).one_or_none()
+        if row is not None:
+            return _stored(row)
     if HUB_ID.fullmatch(name):
         return _hub(name)
     raise NotFound(

@@ -13,6 +13,7 @@ from app.generator import Generator
 from app.inspection.inspector import Inspector
 from app.settings import Settings
 from app.storage import Store
+from app.webhooks.courier import Courier
 
 
 async def open_session(request: Request, caller: KnownCaller) -> AsyncIterator[AsyncSession]:
@@ -42,8 +43,14 @@ def _inspector(request: Request) -> Inspector:
     return inspector
 
 
+def _courier(request: Request) -> Courier:
+    courier: Courier = request.app.state.dispatcher.courier
+    return courier
+
+
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
+OpenCourier = Annotated[Courier, Depends(_courier)]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 OpenInspector = Annotated[Inspector, Depends(_inspector)]

@@ -1,4 +1,5 @@
-"""What every API process does beside answering: it announces queued jobs, finds dead claims, removes bytes.
+"""What every API process does beside answering: it announces queued jobs, finds dead claims, delivers
+webhooks, removes bytes.
 
 It is the only publisher. Any number of processes may do all of it: the statements are conditional, a doubled
 message finds nothing to claim. Each duty has a loop of its own, so that a broker that hangs keeps no dead
@@ -25,6 +26,8 @@ from app.queue import announce, answers, make_celery
 from app.settings import Settings
 from app.storage import Store
 from app.tables import now
+from app.webhooks import deliveries
+from app.webhooks.courier import Courier
 
 log = structlog.get_logger()
 LOOK_EVERY = 1.0  # seconds; a retry whose delay is over is found by looking
@@ -78,6 +81,7 @@ class Dispatcher:
         # A thread for each, so that none waits behind uploads, which share the loop's own threads.
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._remover = ThreadPoolExecutor(1, "remove")
+        self.courier = Courier(settings, database)
         self._connection = Connection(settings.lease)
         self._swept_at = 0.0
 
@@ -86,6 +90,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._repeat(self._announce_due, self._pause_until_woken))
             loops.create_task(self._repeat(self._sweep, lambda: asyncio.sleep(look)))
+            loops.create_task(self._repeat(self.courier.send_due, lambda: self.courier.pause(LOOK_EVERY)))
             loops.create_task(self._repeat(self._purge, lambda: asyncio.sleep(LOOK_EVERY)))
             loops.create_task(self._repeat(self._tidy, lambda: asyncio.sleep(TIDY_EVERY)))
 
@@ -161,6 +166,7 @@ class Dispatcher:
         """Remove what no row speaks of."""
         async with self.database.transaction() as session:
             await purge.forget_workers(session)
+            await run(session, deliveries.forget, self.settings.webhook_log)
         for part in await _in(self._remover, litter.parts, self.store):
             async with self.database.transaction() as session:
                 known = await run(session, litter.known, part)
@@ -172,8 +178,9 @@ class Dispatcher:
         """Whether the broker answers within two seconds."""
         return await answers(self.settings, 2.0)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Without waiting: a broker that swallows everything may hold the publisher for a while."""
+        await self.courier.close()
         for threads in (self._publisher, self._remover):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -189,4 +196,4 @@ async def dispatching(settings: Settings, database: Database, store: Store) -> A
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        dispatcher.close()
+        await dispatcher.close()

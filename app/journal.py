@@ -44,3 +44,5 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=number, handlers=[handler])
+    # It tells each URL it asks, and a webhook's may carry its receiver's token.
+    logging.getLogger("httpx2").setLevel(max(number, logging.WARNING))

@@ -20,14 +20,17 @@ from app.limits import BodyLimit
 from app.routes import (
     audit_log,
     completions,
+    deliveries,
     files,
     health,
     inspections,
     jobs,
     keys,
     models,
+    permissions,
     progress,
     uploads,
+    webhooks,
 )
 from app.settings import Settings
 from app.storage import Store
@@ -71,7 +74,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = Store(settings.storage_folder)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
-    for part in (files, inspections, jobs, progress, models, completions, keys, audit_log, uploads):
+    parts = (files, inspections, jobs, progress, permissions, models, completions, webhooks, deliveries)
+    for part in (*parts, keys, audit_log, uploads):
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -6,6 +6,7 @@ also taken under their customary names. docs/settings.md lists them all.
 
 from datetime import timedelta
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -106,6 +107,25 @@ class Settings(BaseSettings):
         timedelta(seconds=30), description="Wait after the first crash; doubled each time up to 15 minutes"
     )
 
+    # Webhooks
+    webhook_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Networks that webhooks may reach though they are not public, there by http and on any"
+        " port too; comma separated",
+    )
+    webhook_timeout: Duration = Field(
+        timedelta(seconds=5),
+        description="How long a webhook may take, from looking up its name to the answer",
+    )
+    # What Standard Webhooks suggests: 3 days and 4 hours altogether.
+    webhook_retries: Annotated[tuple[Duration, ...], NoDecode] = Field(
+        tuple(timedelta(seconds=wait) for wait in (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)),
+        description="Waits before a webhook is tried again, comma separated; chance adds up to a fifth",
+    )
+    webhook_log: Duration = Field(
+        timedelta(days=30), description="How long ended deliveries stay in the log of their endpoint"
+    )
+
     # Limits
     max_file_bytes: int = Field(8 * GIB, gt=0, description="Largest file that may be uploaded, in bytes")
     min_free_bytes: int = Field(
@@ -121,9 +141,9 @@ class Settings(BaseSettings):
         "auto", description="auto: float32 on a CPU, exact; bf16 on a GPU. int8: faster on a CPU, not exact"
     )
 
-    @field_validator("hub_models", mode="before")
+    @field_validator("hub_models", "webhook_allow", "webhook_retries", mode="before")
     @classmethod
-    def _split_names(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return (
             tuple(name.strip() for name in value.split(",") if name.strip())
             if isinstance(value, str)

@@ -3,6 +3,7 @@
 All times are whole seconds; what is unknown is null or left out, never NaN.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +11,9 @@ from typing import Any
 
 from app.catalogue import Source
 from app.forecast import Place
+from app.permissions import CheckpointPermission
 from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
+from app.webhooks.rows import WebhookDelivery, WebhookEndpoint
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
 REWARDS = tuple(
@@ -160,6 +163,49 @@ def metric(row: Metric) -> JsonObject:
         body["valid_accuracy"] = row.valid_accuracy
     rewards = {name: getattr(row, name) for name in REWARDS}
     return body | {name: value for name, value in rewards.items() if value is not None}
+
+
+def checkpoint_permission(row: CheckpointPermission) -> JsonObject:
+    return {
+        "id": row.id,
+        "object": "checkpoint.permission",
+        "created_at": seconds(row.created_at),
+        "project_id": row.project_id,
+    }
+
+
+def webhook_endpoint(row: WebhookEndpoint, secret: str | None = None) -> JsonObject:
+    """With its secret only where it was made a moment ago."""
+    body: JsonObject = {
+        "id": row.id,
+        "object": "webhook_endpoint",
+        "created_at": seconds(row.created_at),
+        "updated_at": seconds(row.updated_at),
+        "name": row.name,
+        "url": row.url,
+        "event_types": row.event_types,
+        "signing_secret_hint": row.secret_hint,
+        # Ours
+        "disabled": row.disabled_at is not None,
+    }
+    if secret is not None:
+        body["signing_secret"] = secret
+    return body
+
+
+def webhook_delivery(row: WebhookDelivery) -> JsonObject:
+    return {
+        "id": row.id,
+        "object": "webhook_delivery",
+        "created_at": seconds(row.created_at),
+        "webhook_endpoint_id": row.endpoint_id,
+        "event": json.loads(row.body),
+        "status": row.status,
+        "attempts": row.attempts,
+        "next_attempt_at": seconds(row.due_at) if row.status == "pending" else None,
+        "ended_at": seconds(row.ended_at),
+        "log": row.log,
+    }
 
 
 def base_model(source: Source) -> JsonObject:

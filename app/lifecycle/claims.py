@@ -28,6 +28,7 @@ from sqlalchemy import ColumnElement, and_, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.lifecycle import endings
 from app.lifecycle.history import note
 from app.lifecycle.room import has_room, held_back
 from app.tables import Attempt, Job, JsonObject, now
@@ -169,6 +170,7 @@ def succeed(session: Session, held: Claim, fine_tuned_model: str, trained_tokens
     if done is not None:
         _end_attempt(session, held, 0, "finished")
         note(session, held.job_id, "info", "succeeded", f"The model {fine_tuned_model} is ready.")
+        endings.tell(session, held.job_id, "succeeded")
     return done is not None
 
 
@@ -243,6 +245,8 @@ def _leave(
 
 
 def _tell_left(session: Session, held: Claim, status: str, error: JobError, delay: timedelta) -> None:
+    if status in ENDED:
+        endings.tell(session, held.job_id, status)
     if status == "failed":
         note(session, held.job_id, "error", error.code, error.message)
     elif status == "cancelled":

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.database import WAKE
 from app.errors import InvalidRequest
+from app.lifecycle import endings
 from app.lifecycle.claims import ENDED
 from app.lifecycle.history import note
 from app.tables import Job, JsonObject, now
@@ -105,6 +106,7 @@ def cancel(session: Session, job_id: str, owner: str) -> None:
         raise _wrong_state(session, job_id, "cancelled")
     if status == "cancelled":
         note(session, job_id, "info", "cancelled", "Cancelled before it was started or while it was paused.")
+        endings.tell(session, job_id, "cancelled")
     else:
         note(session, job_id, "info", "cancel_requested", "Cancelling: the worker saves and stops.")
 

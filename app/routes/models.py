@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import catalogue, wire
@@ -17,6 +17,7 @@ from app.database import WAKE, run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
 from app.errors import InvalidRequest, NotFound
 from app.lifecycle.claims import ENDED
+from app.permissions import CheckpointPermission
 from app.storage import Store
 from app.tables import Checkpoint, Job, JsonObject, Model
 
@@ -26,14 +27,17 @@ SAVED_HERE = "store:"
 
 @router.get("")
 async def list_models(session: OpenSession, settings: CurrentSettings, caller: KnownCaller) -> JsonObject:
-    """Base models, then the caller's own, newest first. Checkpoints are listed with their jobs."""
+    """The caller's own models, then what other owners permit them to use, both newest first, and base
+    models. Checkpoints of one's own are listed with their jobs.
+    """
     rows = await session.scalars(
         select(Model)
         .where(Model.owner == caller.owner, Model.deleted_at.is_(None))
         .order_by(Model.seq.desc())
     )
-    bases = [wire.base_model(source) for source in catalogue.base_names(settings)]
-    return {"object": "list", "data": [wire.tuned_model(row) for row in rows] + bases}
+    sources = await run(session, catalogue.permitted_to, caller.owner)
+    others = [wire.base_model(source) for source in [*sources, *catalogue.base_names(settings)]]
+    return {"object": "list", "data": [wire.tuned_model(row) for row in rows] + others}
 
 
 async def _own(session: AsyncSession, name: str, caller: Caller) -> Model:
@@ -140,7 +144,7 @@ def _path(store: Store, key: str, name: str) -> Path:
 async def retrieve_model(
     model: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
 ) -> JsonObject:
-    """A base model, one of the caller's own, or a checkpoint."""
+    """A base model, one of the caller's own or one they may use, or a checkpoint."""
     row = await session.scalar(
         select(Model).where(Model.name == model, Model.owner == caller.owner, Model.deleted_at.is_(None))
     )
@@ -154,15 +158,17 @@ async def delete_model(model: str, session: OpenSession, caller: KnownCaller) ->
     """Delete a published model; one that a job trains from is refused (400 `model_in_use`)."""
     row = await _own(session, model, caller)
     await session.refresh(row, with_for_update=True)
-    user = await session.scalar(
-        select(Job.id).where(Job.source == f"{SAVED_HERE}{row.key}", Job.status.not_in(ENDED))
-    )
+    users = select(Job.id, Job.owner).where(Job.source == f"{SAVED_HERE}{row.key}", Job.status.not_in(ENDED))
+    user = (await session.execute(users.order_by(Job.owner != caller.owner).limit(1))).one_or_none()
     if user is not None:
+        # Another owner's job has no name here.
+        name = f"Job {user.id}" if user.owner == caller.owner else "A job of an owner whom you permitted it"
         raise InvalidRequest(
-            f"Job {user} trains from this model; cancel it or wait for its end.",
+            f"{name} trains from this model; cancel it or wait for its end.",
             param="model",
             code="model_in_use",
         )
     row.deleted_at = datetime.now(UTC)
+    await session.execute(delete(CheckpointPermission).where(CheckpointPermission.model_name == row.name))
     session.sync_session.info[WAKE] = True
     return {"id": model, "object": "model", "deleted": True}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -57,12 +58,24 @@ def serving(settings: Settings) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def api(module_database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def more_settings() -> dict[str, Any]:
+    """What a file's API is to have beside the usual; files define their own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def api(
+    module_database_url: str,
+    redis_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    more_settings: dict[str, Any],
+) -> Iterator[Api]:
     settings = Settings(
         home=tmp_path_factory.mktemp("home"),
         database_url=module_database_url,
         redis_url=redis_url,
         min_free_bytes=0,
+        **more_settings,
     )
     key = ensure_first_key(settings).read_text().strip()
     stranger = make_key()

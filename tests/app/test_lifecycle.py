@@ -1,7 +1,8 @@
 """Every order of operations on a job, against real PostgreSQL and a model of thirty lines.
 
 The walk tries each sequence of operations to a depth; the state machine wanders at random for longer. After
-each operation the row must be where the model says, and what the model forbids must have changed nothing.
+each operation the row must be where the model says, and what the model forbids must have changed nothing;
+and every end, whoever made it, must be told to the webhooks once.
 """
 
 import itertools
@@ -22,6 +23,8 @@ from app.errors import InvalidRequest
 from app.lifecycle import claims, wishes
 from app.lifecycle.claims import Claim, JobError
 from app.tables import File
+from app.webhooks import event
+from app.webhooks.rows import WebhookEndpoint
 
 OWNER = "me"
 MAX_ATTEMPTS = 2
@@ -92,6 +95,10 @@ class Model:
 EXPIRE = text(
     "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE id = :id AND status = 'running'"
 )
+BESIDE = text(
+    "SELECT (SELECT count(*) FROM attempts WHERE job_id = :id AND ended_at IS NULL) AS open_attempts,"
+    " ARRAY(SELECT event_type FROM webhook_deliveries WHERE body LIKE :body) AS told"
+)
 OPERATIONS = ("claim", "beat", "succeed", "fail", "release", "retry", "reap", "cancel", "pause", "resume")
 WORKERS = ("beat", "succeed", "fail", "release", "retry")  # also tried by the worker that lost its claim
 
@@ -160,10 +167,9 @@ class World:
         else:
             wanted = self.model
         assert found == wanted
-        open_attempts = self.session.scalar(
-            text("SELECT count(*) FROM attempts WHERE job_id = :id AND ended_at IS NULL"), {"id": self.job_id}
-        )
-        assert open_attempts == (1 if found.status == "running" else 0)
+        beside = self.session.execute(BESIDE, {"id": self.job_id, "body": f'%"{self.job_id}"%'}).one()
+        assert beside.open_attempts == (1 if found.status == "running" else 0)
+        assert beside.told == ([f"fine_tuning.job.{found.status}"] if found.status in ENDED else [])
 
 
 def values(job_id: str) -> dict[str, Any]:
@@ -199,6 +205,17 @@ def engine(module_database_url: str) -> Iterator[Engine]:
                 format="jsonl",
                 status="processed",
                 rows=1,
+            )
+        )
+        session.add(
+            WebhookEndpoint(
+                id="we_1",
+                owner=OWNER,
+                name="all",
+                url="https://example.com",
+                event_types=list(event.TYPES),
+                secret_salt="",
+                secret_hint="",
             )
         )
         session.commit()

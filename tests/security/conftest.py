@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
@@ -10,6 +13,11 @@ from tests.app.conftest import api, client, http, rows
 from tests.app.test_keys import sql
 
 __all__ = ["api", "client", "http", "rows", "sql"]
+
+
+@pytest.fixture(scope="module")
+def more_settings() -> dict[str, Any]:
+    return {"webhook_allow": (ip_network("127.0.0.0/8"),)}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Every request that changes something leaves one line in the audit log, and nobody can take it out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -10,8 +10,19 @@ import pytest
 from app.main import create_app
 from app.settings import Settings
 from tests.app.conftest import Api
+from tests.app.receiver import Receiver, receiving
 from tests.security.conftest import Call, inventory
-from tests.security.things import good, make_file, make_job, make_model, make_part, make_upload
+from tests.security.things import (
+    good,
+    make_delivery,
+    make_endpoint,
+    make_file,
+    make_job,
+    make_model,
+    make_part,
+    make_permission,
+    make_upload,
+)
 
 CALLS = inventory(create_app(Settings(database_url="postgresql://x/y", redis_url="redis://x")))
 CHANGES = [call for call in CALLS if call.changes]
@@ -21,8 +32,8 @@ JOBS = "/v1/fine_tuning/jobs"
 class Doer:
     """Knows for each call how to make it succeed. `prepare` is done before the log is read."""
 
-    def __init__(self, http: httpx2.Client, api: Api) -> None:
-        self.http, self.api = http, api
+    def __init__(self, http: httpx2.Client, api: Api, receiver: Receiver) -> None:
+        self.http, self.api, self.receiver = http, api, receiver
 
     def job(self, verb: str, *before: str) -> Callable[[], httpx2.Response]:
         url = f"{JOBS}/{make_job(self.http)['id']}"
@@ -30,10 +41,26 @@ class Doer:
             good(self.http.post(f"{url}/{one}"))
         return lambda: self.http.post(f"{url}/{verb}")
 
-    def model(self) -> Callable[[], httpx2.Response]:
+    def webhook(self, name: str) -> Callable[[], httpx2.Response]:
+        method, path = name.split()
+        body: Any = {"name": "x", "url": self.receiver.url, "event_types": ["fine_tuning.job.failed"]}
+        if path.endswith("_id}"):
+            body = {"name": "renamed"}
+        elif not path.endswith("endpoints"):
+            body = {"event_type": "fine_tuning.job.failed"} if path.endswith("/test") else {}
+        endpoint = make_endpoint(self.http, url=self.receiver.url)
+        delivery = make_delivery(self.api.settings, endpoint)
+        url = path.format(webhook_endpoint_id=endpoint, delivery_id=delivery)
+        return lambda: self.http.request(method, url, json=body if method == "POST" else None)
+
+    def model_name(self) -> str:
         job_id = make_job(self.http)["id"]
         name = f"ft:tiny-gpt2:finetuned::{job_id[-8:]}"
         make_model(self.api.settings, self.api.settings.organization, job_id, name)
+        return name
+
+    def model(self) -> Callable[[], httpx2.Response]:
+        name = self.model_name()
         return lambda: self.http.delete(f"/v1/models/{name}")
 
     def upload(self, verb: str) -> Callable[[], httpx2.Response]:
@@ -92,7 +119,25 @@ class Doer:
                 return self.upload("complete")
             case "POST /v1/uploads/{upload_id}/cancel":
                 return self.upload("cancel")
+            case "POST /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint:path}/permissions":
+                url = f"/v1/fine_tuning/checkpoints/{self.model_name()}/permissions"
+                return lambda: http.post(url, json={"project_ids": ["a"]})
+            case (
+                "DELETE /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint:path}"
+                "/permissions/{permission_id}"
+            ):
+                model = self.model_name()
+                url = f"/v1/fine_tuning/checkpoints/{model}/permissions/{make_permission(http, model)}"
+                return lambda: http.delete(url)
+            case _ if "/v1/webhook_endpoints" in name:
+                return self.webhook(name)
         raise NotImplementedError(f"teach tests/security/test_audit.py how to make {name} succeed")
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
 
 
 def log(http: httpx2.Client) -> list[dict[str, Any]]:
@@ -101,8 +146,10 @@ def log(http: httpx2.Client) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("call", CHANGES, ids=lambda call: call.name)
-def test_what_changes_something_is_written_down_once(call: Call, http: httpx2.Client, api: Api) -> None:
-    do = Doer(http, api).prepare(call.name)
+def test_what_changes_something_is_written_down_once(
+    call: Call, http: httpx2.Client, api: Api, receiver: Receiver
+) -> None:
+    do = Doer(http, api, receiver).prepare(call.name)
     before = log(http)
     answer = do()
     made = good(answer)
@@ -113,7 +160,9 @@ def test_what_changes_something_is_written_down_once(call: Call, http: httpx2.Cl
     assert line["key_id"] == (made["id"] if call.path.endswith("/me") else me)
     assert line["owner"] == api.settings.organization
     assert line["action"] == call.action
-    assert line["target"].endswith(made["id"])
+    # A list of permissions has no id, and a test that was sent only its endpoint's.
+    assert line["target"].endswith(made.get("id", made.get("webhook_endpoint_id", "")))
+    assert line["target"]
     assert line["request_id"] == answer.headers["x-request-id"]
     assert api.key not in str(line)
 

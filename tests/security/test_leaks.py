@@ -30,6 +30,9 @@ NAMING = {
     "part_not_found",
     "invalid_training_file",
     "invalid_validation_file",
+    "permission_not_found",
+    "webhook_endpoint_not_found",
+    "webhook_delivery_not_found",
     "not_found",
 }
 

@@ -10,7 +10,16 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.conftest import Api
 from tests.security.conftest import Call, inventory
-from tests.security.things import UNKNOWN, Things, good, make_job, make_things, make_upload
+from tests.security.things import (
+    UNKNOWN,
+    Things,
+    good,
+    make_endpoint,
+    make_job,
+    make_model,
+    make_things,
+    make_upload,
+)
 
 CALLS = inventory(create_app(Settings(database_url="postgresql://x/y", redis_url="redis://x")))
 NAMED = [call for call in CALLS if set(call.params) - {"path"}]
@@ -18,6 +27,13 @@ LISTS = [call for call in CALLS if call.method == "GET" and not call.params and 
 # What a body must hold to be looked at, where the path alone is not enough.
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": ("upload", b"x")}},
+    "POST /v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint:path}/permissions": {
+        "json": {"project_ids": ["stranger"]}
+    },
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}": {"json": {"name": "mine"}},
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}/test": {
+        "json": {"event_type": "fine_tuning.job.failed"}
+    },
     "POST /v1/api_keys/{key_id}": {"json": {"name": "mine"}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part_0"]}},
     "POST /v1/files/{file_id}/preview": {"json": {"model": "tiny-gpt2"}},
@@ -41,6 +57,18 @@ def theirs(api: Api) -> Things:
 @pytest.fixture(scope="module")
 def own_job(stranger: httpx2.Client) -> dict[str, Any]:
     return make_job(stranger)
+
+
+@pytest.fixture(scope="module")
+def own(api: Api, stranger: httpx2.Client, own_job: dict[str, Any]) -> dict[str, str]:
+    """What the stranger has: parts of a path."""
+    make_model(api.settings, "stranger", own_job["id"], "ft:own")
+    return {
+        "job": own_job["id"],
+        "file": own_job["training_file"],
+        "model": "ft:own",
+        "endpoint": make_endpoint(stranger),
+    }
 
 
 def fill(call: Call, ids: dict[str, str]) -> str:
@@ -102,19 +130,22 @@ def test_no_list_shows_anything_of_another_owner(call: Call, stranger: httpx2.Cl
         ("GET", "/v1/fine_tuning/jobs/{job}/events", {}, "after", "event_id"),
         ("GET", "/v1/fine_tuning/jobs/{job}/checkpoints", {}, "after", "checkpoint_id"),
         ("GET", "/v1/fine_tuning/jobs/{job}/events/stream", {}, "after", "event_id"),
+        ("GET", "/v1/fine_tuning/checkpoints/{model}/permissions", {}, "after", "permission_id"),
+        ("GET", "/v1/webhook_endpoints", {}, "after", "webhook_endpoint_id"),
+        ("GET", "/v1/webhook_endpoints/{endpoint}/deliveries", {}, "after", "delivery_id"),
     ],
 )
 def test_nor_can_it_be_reached_through_a_reference(
     stranger: httpx2.Client,
     theirs: Things,
     own_job: dict[str, Any],
+    own: dict[str, str],
     method: str,
     path: str,
     sent: dict[str, Any],
     place: str,
     kind: str,
 ) -> None:
-    own = {"job": own_job["id"], "file": own_job["training_file"]}
     url = path.format(**own, upload=make_upload(stranger) if "{upload}" in path else "")
     body = {"training_file": own_job["training_file"], **sent} if path.endswith("jobs") else sent
 
@@ -135,6 +166,11 @@ def test_every_cursor_is_tried(theirs: Things) -> None:
     tried |= {
         f"/v1/fine_tuning/jobs/{{job_id}}/{list_}"
         for list_ in ("events", "checkpoints", "metrics", "events/stream")
+    }
+    tried |= {
+        "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions",
+        "/v1/webhook_endpoints",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries",
     }
     found = {
         path
@@ -174,4 +210,9 @@ def test_after_all_that_everything_of_the_owner_is_as_it_was(api: Api, theirs: T
         who = {entry["owner"] for entry in good(owner.get("/v1/audit_log", params={"limit": 1000}))["data"]}
         assert who == {"stranger", api.settings.organization}
         done = good(owner.get("/v1/audit_log?owner=stranger&limit=1000"))["data"]
-    assert {entry["action"] for entry in done} == {"create_file", "create_job", "create_upload"}
+    assert {entry["action"] for entry in done} == {
+        "create_file",
+        "create_job",
+        "create_upload",
+        "create_endpoint",
+    }

@@ -7,7 +7,8 @@ import httpx2
 
 from app.database import WorkerDatabase
 from app.settings import Settings
-from app.tables import Checkpoint, Model
+from app.tables import Checkpoint, Model, now
+from app.webhooks.rows import WebhookDelivery
 
 UNKNOWN = {
     "file_id": "file-000000000000000000000000",
@@ -20,6 +21,10 @@ UNKNOWN = {
     "checkpoint_id": "ftckpt_000000000000000000000000",
     "checkpoint": "ft:tiny-gpt2:finetuned::00000000:ckpt-step-1",
     "saved_step": "ftjob-000000000000000000000000:1",
+    "fine_tuned_model_checkpoint": "ft:tiny-gpt2:finetuned::00000000",
+    "permission_id": "cp_000000000000000000000000",
+    "webhook_endpoint_id": "we_000000000000000000000000",
+    "delivery_id": "whd_000000000000000000000000",
 }
 ROW = b'{"text": "x"}\n'
 
@@ -95,11 +100,42 @@ def make_model(settings: Settings, owner: str, job_id: str, name: str) -> None:
     database.close()
 
 
+def make_permission(http: httpx2.Client, model: str) -> str:
+    url = f"/v1/fine_tuning/checkpoints/{model}/permissions"
+    return str(good(http.post(url, json={"project_ids": ["somebody"]}))["first_id"])
+
+
+def make_endpoint(http: httpx2.Client, name: str = "x", url: str = "https://hooks.example") -> str:
+    body = {"name": name, "url": url, "event_types": ["fine_tuning.job.failed"]}
+    return str(good(http.post("/v1/webhook_endpoints", json=body))["id"])
+
+
+def make_delivery(settings: Settings, endpoint_id: str) -> str:
+    """One that has been given up, as a row."""
+    database = WorkerDatabase(settings)
+    delivery_id = endpoint_id.replace("we_", "whd_")
+    with database.transaction() as session:
+        session.add(
+            WebhookDelivery(
+                id=delivery_id,
+                endpoint_id=endpoint_id,
+                event_id=delivery_id.replace("whd_", "evt_"),
+                event_type="fine_tuning.job.failed",
+                body="{}",
+                status="failed",
+                ended_at=now,
+            )
+        )
+    database.close()
+    return delivery_id
+
+
 def make_things(http: httpx2.Client, settings: Settings, owner: str, word: str) -> Things:
     job = make_job(http, metadata={"word": word}, suffix=word)
     name = f"ft:tiny-gpt2:finetuned:{word}:{job['id'][-8:]}"
     make_model(settings, owner, job["id"], name)
     upload = make_upload(http, f"{word}.txt")
+    endpoint = make_endpoint(http, word, f"https://{word}.example")
     job_url = f"/v1/fine_tuning/jobs/{job['id']}"
     ids = {
         "file_id": make_file(http, f"{word}.jsonl"),
@@ -112,6 +148,10 @@ def make_things(http: httpx2.Client, settings: Settings, owner: str, word: str) 
         "key_id": good(http.get("/v1/api_keys/me"))["id"],
         "event_id": good(http.get(f"{job_url}/events"))["data"][0]["id"],
         "checkpoint_id": good(http.get(f"{job_url}/checkpoints"))["data"][0]["id"],
+        "fine_tuned_model_checkpoint": name,
+        "permission_id": make_permission(http, name),
+        "webhook_endpoint_id": endpoint,
+        "delivery_id": make_delivery(settings, endpoint),
         "path": "config.json",
     }
     return Things(ids, word)
