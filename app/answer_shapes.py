@@ -248,7 +248,9 @@ class DryRun(Shape):
     validation_file: str | None
     hyperparameters: dict[str, Any]
     recipe: dict[str, Any] | None = Field(description="Every `auto` resolved, by the trainer's own rules")
-    exact: bool | None = Field(description="Whether the whole file was counted; else from a sample")
+    exact: bool | None = Field(
+        description="False: tokens are estimated, from a sample of a large file, or since rows are held out"
+    )
     examples: int | None
     validation_examples: int | None
     total_tokens: int | None = Field(description="In one epoch, trained or not")

@@ -42,7 +42,18 @@ def _report(said: Said) -> Said:
     return report.make(said, Recipe.model_validate(_tuples(said["recipe"])))
 
 
-VERBS: dict[str, Callable[[Said], Said]] = {"check": _check, "preview": _preview, "report": _report}
+def _count(said: Said) -> Said:
+    from app.inspection import tally
+
+    return tally.make(said, Recipe.model_validate(_tuples(said["recipe"])))
+
+
+VERBS: dict[str, Callable[[Said], Said]] = {
+    "check": _check,
+    "preview": _preview,
+    "report": _report,
+    "count": _count,
+}
 
 
 def _tuples(recipe: Said) -> Said:

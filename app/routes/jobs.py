@@ -9,7 +9,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import forecast, job_inputs, job_request, paging, quota, wire
+from app import dry_run, forecast, job_inputs, job_request, paging, quota, wire
 from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
@@ -69,12 +69,19 @@ async def create_job(
     With an `Idempotency-Key` the same request makes one job however often it is sent; so do the repetitions
     that the official SDK sends by itself.
 
+    With `dry_run` nothing is made: the answer (`fine_tuning.job.dry_run`) tells the recipe with every `auto`
+    resolved, examples, tokens and steps, what is cut, memory needed and at hand, seconds and start where
+    earlier jobs were measured, and warnings. What is not known is null.
+
     `method` is `{"type": "supervised"}` or, for a file of preference pairs,
     `{"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}`; a file of another shape is refused.
 
     `refuse_on` names findings of the files' report (docs/data.md): where one is made, there is no job
     (400 `refused_finding`); where that takes long to know, the job fails before its first step.
     """
+    if body.dry_run:
+        about(session, None)
+        return await dry_run.answer(desk, body)
     digest, repeated = job_request.digest(body), x_stainless_retry_count > 0
     if body.refuse_on:
         await _heed_findings(desk, body, idempotency_key, digest, repeated)
