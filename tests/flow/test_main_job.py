@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ ROWS = "".join(
     for minutes in range(1, 21)
 )
 BASES = ("tiny-gpt2", "small-gpt2")
+SCRIPT = re.compile(r"<!-- script: (\w+) -->\n```python\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +304,27 @@ def test_a_job_on_two_devices_trains_as_on_one_and_pauses(client: OpenAI) -> Non
     assert [job.status for job in ended] == ["succeeded", "succeeded"], [job.error for job in ended]
     alone, together = (jobs.checkpoints.list(job.id).data[0].metrics.train_loss for job in ended)
     assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_script_of_the_migration_page_runs_with_three_values_changed(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """It is taken from docs/migrate-from-openai.md, where it stands twice."""
+    page = (Path(__file__).parents[2] / "docs/migrate-from-openai.md").read_text()
+    scripts = dict(SCRIPT.findall(page))
+    changed = [
+        after
+        for before, after in zip(scripts["before"].splitlines(), scripts["after"].splitlines(), strict=True)
+        if before != after
+    ]
+    assert [line.partition(" = ")[0] for line in changed] == ["MODEL", "client"]
+    row = json.dumps({"prompt": "How long does the soup cook?", "completion": " Ten minutes."}) + "\n"
+    (tmp_path / "train.jsonl").write_text(row * 8)
+    (tmp_path / "valid.jsonl").write_text(row * 4)
+    here = scripts["after"].replace("ft_...", stack.key).replace("http://127.0.0.1:8000", stack.url)
+    done = subprocess.run(
+        [sys.executable, "-c", here], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is ready" in done.stdout
+    assert (tmp_path / "results.csv").read_text().startswith("step,")
