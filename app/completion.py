@@ -6,9 +6,7 @@ given back before, however long the model writes.
 
 import asyncio
 import json
-import secrets
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 
 from fastapi import Response
@@ -16,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.answers import answer
+from app.chunks import Chunks
 from app.errors import ServiceError
 from app.generator import Piece, Usage
 from app.tables import JsonObject
@@ -29,15 +28,10 @@ LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 class _Awaited(Response):
     """A response that is known only once the generator has spoken; a client who leaves before stops it."""
 
-    def __init__(self, model: str, lines: Lines) -> None:
+    def __init__(self, chunks: Chunks, lines: Lines) -> None:
         super().__init__()
+        self.chunks = chunks
         self.lines = lines
-        self.head: JsonObject = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
 
     async def respond(self) -> Response:
         """Raises ServiceError."""
@@ -45,7 +39,7 @@ class _Awaited(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self.lines):
-            response = await _unless_gone(receive, self._respond_or_refuse())
+            response = await unless_gone(receive, self._respond_or_refuse())
             if response is not None:
                 await response(scope, receive, send)
 
@@ -60,24 +54,23 @@ class WholeCompletion(_Awaited):
     """All choices in one JSON object."""
 
     async def respond(self) -> Response:
-        choices: list[JsonObject] = []
+        pieces: list[Piece] = []
         usage: Usage | None = None
         async for line in self.lines:
             if line is None:
                 continue
             if "choice" in line:
-                choices.append(_choice(line))
+                pieces.append(line)
             else:
                 usage = line
-        choices.sort(key=lambda choice: choice["index"])
-        return JSONResponse({**self.head, "choices": choices, "usage": usage})
+        return JSONResponse(self.chunks.whole(pieces, usage))
 
 
 class StreamedCompletion(_Awaited):
-    """Chunks of the same shape with partial text; the first is awaited, so that refusals are plain 4xx."""
+    """Chunks of partial text; the first is awaited, so that refusals are plain 4xx."""
 
-    def __init__(self, model: str, lines: Lines, include_usage: bool) -> None:
-        super().__init__(model, lines)
+    def __init__(self, chunks: Chunks, lines: Lines, include_usage: bool) -> None:
+        super().__init__(chunks, lines)
         self._include_usage = include_usage
 
     async def respond(self) -> Response:
@@ -91,41 +84,40 @@ class StreamedCompletion(_Awaited):
         )
 
     async def _events(self, first: Piece | Usage) -> AsyncIterator[str]:
-        yield self._event(first)
+        for choice in self.chunks.opening():
+            yield self._event(choice)
+        for event in self._events_of(first):
+            yield event
         try:
             async for line in self.lines:
                 if line is None:
                     # A comment, so that the SDK's 600 s of silence never pass.
                     yield ": waiting\n\n"
-                elif "choice" in line or self._include_usage:
-                    yield self._event(line)
+                else:
+                    for event in self._events_of(line):
+                        yield event
         except ServiceError as error:
-            yield _data(error.body())
+            yield data_event(error.body())
             return  # without [DONE]: this is not a complete answer
         yield "data: [DONE]\n\n"
 
-    def _event(self, line: Piece | Usage) -> str:
+    def _events_of(self, line: Piece | Usage) -> Iterator[str]:
         if "choice" in line:
-            chunk = {**self.head, "choices": [_choice(line)]}
-            return _data({**chunk, "usage": None} if self._include_usage else chunk)
-        return _data({**self.head, "choices": [], "usage": line})
+            yield from map(self._event, self.chunks.parts(line))
+        elif self._include_usage:
+            yield data_event({**self.chunks.chunk([]), "usage": line})
+
+    def _event(self, choice: JsonObject) -> str:
+        chunk = self.chunks.chunk([choice])
+        return data_event({**chunk, "usage": None} if self._include_usage else chunk)
 
 
-def _choice(piece: Piece) -> JsonObject:
-    return {
-        "text": piece["text"],
-        "index": piece["choice"],
-        "logprobs": piece["logprobs"],
-        "finish_reason": piece["finish_reason"],
-    }
-
-
-def _data(body: JsonObject) -> str:
+def data_event(body: JsonObject) -> str:
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text.translate(LINE_ENDS)}\n\n"
 
 
-async def _unless_gone(receive: Receive, work: "asyncio._CoroutineLike[Response]") -> Response | None:
+async def unless_gone(receive: Receive, work: "asyncio._CoroutineLike[Response]") -> Response | None:
     """The outcome of `work`, or None when the client disconnects before there is one."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(receive))

@@ -9,10 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import audit
 from app.auth import KnownCaller
 from app.database import Database
-from app.generator import Generator
+from app.fleet import Fleet
 from app.inspection.inspector import Inspector
 from app.settings import Settings
 from app.storage import Store
+from app.upstream import Upstreams
 from app.webhooks.courier import Courier
 
 
@@ -33,8 +34,8 @@ def _store(request: Request) -> Store:
     return store
 
 
-def _generator(request: Request) -> Generator:
-    generator: Generator = request.app.state.generator
+def _generator(request: Request) -> Fleet:
+    generator: Fleet = request.app.state.generator
     return generator
 
 
@@ -48,10 +49,16 @@ def _courier(request: Request) -> Courier:
     return courier
 
 
+def _upstreams(request: Request) -> Upstreams:
+    upstreams: Upstreams = request.app.state.upstreams
+    return upstreams
+
+
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
 OpenCourier = Annotated[Courier, Depends(_courier)]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 OpenInspector = Annotated[Inspector, Depends(_inspector)]
-OpenGenerator = Annotated[Generator, Depends(_generator)]
+OpenGenerator = Annotated[Fleet, Depends(_generator)]
+OpenUpstreams = Annotated[Upstreams, Depends(_upstreams)]

@@ -5,35 +5,16 @@ in the worker cannot disagree.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app.dataset import Chat, Example, Pair, Preference, Text
-
-MAX_TEMPLATE_CHARACTERS = 100_000
-# For models without a template. A turn of the assistant ends with the end token, as generation does.
-DEFAULT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message.role == 'assistant' -%}
-Assistant: {{ message.content }}{{ eos_token }}
-{%- elif message.role == 'user' -%}
-User: {{ message.content }}
-{%- else -%}
-{{ message.content }}
-{%- endif -%}
-{{- '\\n\\n' if not (message.role == 'assistant' and loop.last) -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}Assistant:{%- endif -%}
-"""
+from app.template import DEFAULT_TEMPLATE, compiled, template_of
 
 
 class EncodingError(ValueError):
@@ -55,6 +36,15 @@ class Encoded(NamedTuple):
         return self.ids[: self.trained[0][0]] if self.trained else self.ids
 
 
+class Turn(NamedTuple):
+    """How the assistant's turns are told apart: texts and tokens that end one (besides the end token), and
+    the blank that the template puts before its words."""
+
+    stops: tuple[str, ...] = ()
+    ends: frozenset[int] = frozenset()
+    lead: str = ""
+
+
 @dataclass(frozen=True)
 class Segment:
     """A stretch of an example's text that is learned or not; `special`: the tokenizer adds its own tokens."""
@@ -73,7 +63,10 @@ class Encoder:
         self.tokenizer, self.end, self._ends, self._words = tokenizer, end, ends, words
         self.has_template = template is not None
         self.template = template or DEFAULT_TEMPLATE
-        self._compiled = _compile(self.template)
+        try:
+            self._compiled = compiled(self.template)
+        except ValueError as error:
+            raise EncodingError(str(error)) from None
 
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
@@ -89,7 +82,7 @@ class Encoder:
             raise EncodingError("the tokenizer has no end token (eos_token), so nothing could end a text")
         end = declared[0] if end is None else end
         words["eos_token"] = tokenizer.id_to_token(end)
-        return cls(tokenizer, end, frozenset({end, *declared}), _template(folder, settings), words)
+        return cls(tokenizer, end, frozenset({end, *declared}), template_of(folder, settings), words)
 
     def encode(self, examples: Sequence[Example], train_on_inputs: bool = False) -> list[Encoded]:
         """Encodes a batch in parallel. A text that is blank has no trained span.
@@ -119,6 +112,51 @@ class Encoder:
     def prompt(self, text: str) -> list[int]:
         """Token ids of a text that is to be continued."""
         return list(self.tokenizer.encode(text).ids)
+
+    def conversation(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of messages that the assistant answers next, cut into tokens where training cuts them.
+
+        Raises EncodingError when the chat template refuses them.
+        """
+        chat = Chat(0, list(messages), tools)
+        whole = self._render(chat, [_plain(message) for message in messages], ask=True)
+        try:
+            segments = self._turns(chat, train_on_inputs=False)
+        except EncodingError:  # a template that rewrites earlier turns: nothing of the kind was trained
+            segments = []
+        done = "".join(segment.text for segment in segments)
+        if not whole.startswith(done):
+            segments, done = [], ""
+        first = not segments and not self.has_template
+        segments.append(Segment(whole[len(done) :], learned=False, special=first))
+        return [token for tokens in self._batch(segments) for token in tokens]
+
+    @cached_property
+    def turn(self) -> Turn:
+        """Read off the template: what stands around an answer, and between it and what the user says next."""
+        question, answer, reply = "Question?", "Answer.", "Reply!"
+        roles = ("user", "assistant", "user")
+        messages = [{"role": r, "content": c} for r, c in zip(roles, (question, answer, reply), strict=True)]
+        chat = Chat(0, messages)
+        try:
+            before = self._render(chat, messages[:1], ask=True)
+            after = self._render(chat, messages[:2], ask=False)
+            later = self._render(chat, messages, ask=False)
+        except EncodingError:
+            return Turn()
+        lead, _, tail = after.removeprefix(before).partition(answer)
+        lead = lead if after.startswith(before) and not lead.strip() else ""
+        between = later.rpartition(reply)[0].rpartition(answer)[2]
+        end = self._words.get("eos_token") or ""
+        said = tail.replace(end, "").strip() or between.replace(end, "").rstrip()
+        token = self.tokenizer.token_to_id(said)
+        if token is not None:
+            return Turn(ends=frozenset({token}), lead=lead)
+        # A model that is not sure of the blank lines is not to run on into the user's turn either.
+        stops = dict.fromkeys([said, "\n" + said.lstrip("\n")] if said.startswith("\n") else [said])
+        return Turn(tuple(stops) if said.strip() else (), lead=lead)
 
     def _batch(self, segments: list[Segment]) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in segments]
@@ -215,15 +253,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _template(folder: Path, settings: dict[str, Any]) -> str | None:
-    file, found = folder / "chat_template.jinja", settings.get("chat_template")
-    if file.is_file():
-        found = file.read_text(encoding="utf-8")
-    if isinstance(found, list):  # several named ones
-        found = next((t.get("template") for t in found if t.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -260,38 +289,6 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
     rest = {key: value for key, value in message.items() if key not in ("weight", "content")}
+    if rest.get("role") == "developer":
+        rest["role"] = "system"  # the same thing by its newer name, which templates do not know
     return {**rest, "content": content if content is not None else ""}
-
-
-class _Generation(Extension):
-    """Templates may mark the assistant's words with {% generation %}; we find them ourselves."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(template: str) -> Template:
-    if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise EncodingError(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS:,} characters")
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    now: Callable[[str], str] = lambda form: datetime.now().astimezone().strftime(form)  # noqa: E731
-    environment.globals["strftime_now"] = now
-    try:
-        return environment.from_string(template)
-    except TemplateError as error:
-        raise EncodingError(f"the chat template cannot be read: {error}") from None
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja's own escapes for HTML
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)

@@ -8,7 +8,7 @@ follow). An empty line is a sign of life.
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Literal, TypedDict, final
+from typing import Any, Literal, TypedDict, final
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +23,8 @@ SILENCE = 30.0
 class Generation(BaseModel):
     """What to generate, all ranges checked. Prompts are texts or token ids; an empty one is a new document.
 
+    With `messages` the assistant's next turn is written instead; with `json_schema`, JSON that keeps to it.
+
     `best_of` candidates are written for each prompt and the `n` likeliest given. With `fit`, `max_tokens` is
     lowered to what the context has room for; otherwise asking for more is refused.
     """
@@ -31,7 +33,9 @@ class Generation(BaseModel):
 
     source: str
     name: str
-    prompts: list[str | list[int]]
+    prompts: list[str | list[int]] = Field(default_factory=list)
+    messages: list[dict[str, Any]] | None = None
+    json_schema: dict[str, Any] | None = None
     stream: bool = False
     echo: bool = False
     n: int = 1
@@ -53,12 +57,28 @@ class Generation(BaseModel):
 
 @final
 class Logprobs(TypedDict):
-    """Four lists of equal length, one entry a token; `text_offset` counts characters of the choice's text."""
+    """Of completions: four lists of equal length, one entry a token; `text_offset` counts characters of the
+    choice's text."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class TopLogprob(TypedDict):
+    """A token that a place could have had; `bytes` because it may be a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+@final
+class TokenLogprob(TopLogprob):
+    """Of chat: a token, and the likeliest ones of its place."""
+
+    top_logprobs: list[TopLogprob]
 
 
 @final
@@ -67,7 +87,7 @@ class Piece(TypedDict):
 
     choice: int
     text: str
-    logprobs: Logprobs | None
+    logprobs: Logprobs | list[TokenLogprob] | None
     finish_reason: Literal["stop", "length"] | None
 
 
@@ -81,11 +101,11 @@ class Usage(TypedDict):
 
 
 class Generator:
-    """A client of the generator; one for the life of the API."""
+    """A client of one generator, for the life of the API."""
 
-    def __init__(self, url: str | None) -> None:
-        """`url` is `http://host:port` or `unix:/path/of/socket`; None is a generator that is always away."""
-        url = url or "http://127.0.0.1:0"
+    def __init__(self, url: str) -> None:
+        """`url` is `http://host:port` or `unix:/path/of/socket`."""
+        self.url = url
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         self._client = httpx2.AsyncClient(
             base_url="http://generator" if socket else url,
@@ -106,7 +126,7 @@ class Generator:
         try:
             async with self._client.stream("POST", "/generate", content=body) as response:
                 if response.status_code != 200:
-                    raise _away()
+                    raise away()
                 complete = False
                 async with aclosing(response.aiter_lines()) as lines:  # type: ignore[type-var]
                     async for line in lines:
@@ -114,9 +134,9 @@ class Generator:
                         complete = complete or (read is not None and "total_tokens" in read)
                         yield read
                 if not complete:
-                    raise _away()
+                    raise away()
         except httpx2.HTTPError as error:
-            raise _away() from error
+            raise away() from error
 
 
 def _read(line: str) -> Piece | Usage | None:
@@ -137,7 +157,8 @@ def _trouble(status: int, error: dict[str, str | None]) -> ServiceError:
     return kinds.get(status, ServiceError)(message, param=error["param"], code=error["code"])
 
 
-def _away() -> Unavailable:
+def away() -> Unavailable:
+    """What is said of a generator that is not there."""
     return Unavailable(
         "The generator is not answering; it may be starting. Try again.", code="generator_unavailable"
     )

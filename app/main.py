@@ -12,13 +12,14 @@ from app.auth import caller
 from app.database import Database
 from app.dispatch import dispatching
 from app.feed import feeding
-from app.generator import Generator
+from app.fleet import Fleet
 from app.inspection.inspector import Inspector
 from app.inspection.reports import Reports
 from app.journal import configure_logs
 from app.limits import BodyLimit
 from app.routes import (
     audit_log,
+    chat,
     completions,
     deliveries,
     files,
@@ -34,6 +35,7 @@ from app.routes import (
 )
 from app.settings import Settings
 from app.storage import Store
+from app.upstream import Upstreams
 
 
 @asynccontextmanager
@@ -42,7 +44,8 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     app.state.database = Database(settings)
     app.state.inspector = Inspector()
     app.state.reports = Reports(app.state.inspector, app.state.store)
-    app.state.generator = Generator(settings.generator_url)
+    app.state.generator = Fleet(settings.generator_urls)
+    app.state.upstreams = Upstreams(settings.upstreams)
     try:
         async with (
             dispatching(settings, app.state.database, app.state.store) as dispatcher,
@@ -53,6 +56,7 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await app.state.reports.close()
         await app.state.generator.close()
+        await app.state.upstreams.close()
         await app.state.database.close()
 
 
@@ -74,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = Store(settings.storage_folder)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
-    parts = (files, inspections, jobs, progress, permissions, models, completions, webhooks, deliveries)
+    parts = (files, inspections, jobs, progress, permissions, models, completions, chat, webhooks, deliveries)
     for part in (*parts, keys, audit_log, uploads):
         v1.include_router(part.router)
     app.include_router(v1)

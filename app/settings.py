@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 1024**3
@@ -30,6 +39,21 @@ Duration = Annotated[timedelta, BeforeValidator(_seconds)]
 
 def _customary(name: str) -> AliasChoices:
     return AliasChoices(name, f"FINETUNED_{name.upper()}", name.upper())
+
+
+class Upstream(BaseModel):
+    """Where a model is served instead: `url` ends in /v1, `model` is its name there, `key` a bearer token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")
+    model: str | None = None
+    key: SecretStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_alone(cls, value: object) -> object:
+        return {"url": value} if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -59,7 +83,11 @@ class Settings(BaseSettings):
     generator_url: str | None = Field(
         None,
         validation_alias=_customary("generator_url"),
-        description="Generator to use instead of the embedded one: http://host:port or unix:/path",
+        description="Generators instead of the embedded one: http://host:port or unix:/path, comma separated",
+    )
+    upstreams: dict[str, Upstream] = Field(
+        {},
+        description="Models that another OpenAI-compatible server answers for, as JSON: docs/serving.md",
     )
     log_level: str = Field("info", description="Least level written to the logs: debug, info, warning, error")
     worker_slots: int = Field(1, ge=1, description="Jobs one worker trains at a time: one per GPU")
@@ -154,6 +182,11 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
+
+    @property
+    def generator_urls(self) -> tuple[str, ...]:
+        """Every generator that GENERATOR_URL names."""
+        return tuple(url.strip() for url in (self.generator_url or "").split(",") if url.strip())
 
     @cached_property
     def storage_folder(self) -> Path:

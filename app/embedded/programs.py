@@ -79,8 +79,13 @@ def programs(settings: Settings, listener: int, embedded_generator: bool) -> lis
         "generator",
         (sys.executable, "-m", "worker.generation"),
         GENERATOR_GRACE,
-        # It runs models that others made: it gets no key to the database or the queue.
-        {**environment(settings), **_both("DATABASE_URL", None), **_both("REDIS_URL", None)},
+        # It runs models that others made: it gets no key to the database, the queue or another server.
+        {
+            **environment(settings),
+            **_both("DATABASE_URL", None),
+            **_both("REDIS_URL", None),
+            "FINETUNED_UPSTREAMS": None,
+        },
     )
     return [api, *([generator] if embedded_generator else []), worker]
 

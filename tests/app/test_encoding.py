@@ -2,9 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from app.dataset import Chat, Example, Pair, Preference, Text
-from app.encoding import Encoded, Encoder, EncodingError
+from app.encoding import Encoded, Encoder, EncodingError, Turn
 from app.tiny import model as tiny
 
 
@@ -113,6 +114,62 @@ CHATML = (
 def test_a_models_own_template_decides_what_an_answer_is(encoder: Encoder) -> None:
     encoded = one(with_template(encoder, CHATML), Chat(1, CONVERSATION[1:3]))
     assert learned(encoder, encoded) == ["Hello<|im_end|>\n", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["the default template", "one of its own"])
+@pytest.mark.parametrize("answered", [2, 4])
+def test_a_conversation_is_read_as_training_read_what_stood_before_the_answer(
+    encoder: Encoder, template: str | None, answered: int
+) -> None:
+    chosen = encoder if template is None else with_template(encoder, template)
+    trained = one(chosen, Chat(1, CONVERSATION[: answered + 1]))
+    begins = trained.trained[-1][0] if template is None else trained.trained[-2][0]
+    assert chosen.conversation(CONVERSATION[:answered]) == trained.ids[:begins]
+
+
+def test_a_conversation_may_go_on_after_an_answer(encoder: Encoder) -> None:
+    twice = [*CONVERSATION[:3], {"role": "assistant", "content": "again"}]
+    trained = one(encoder, Chat(1, twice))
+    assert said(encoder, encoder.conversation(twice[:3])).endswith("Hello<|endoftext|>\n\nAssistant:")
+    assert encoder.conversation(twice[:3]) == trained.ids[: trained.trained[-1][0]]
+
+
+def test_a_developer_is_the_system(encoder: Encoder) -> None:
+    developer = [{**CONVERSATION[0], "role": "developer"}, *CONVERSATION[1:]]
+    strict = "{{ raise_exception('who?') if messages[0].role != 'system' }}" + CHATML
+    chosen = with_template(encoder, strict)
+    assert one(chosen, Chat(1, developer)) == one(chosen, Chat(1, CONVERSATION))
+
+
+def test_a_conversation_the_template_would_rewrite_is_read_all_the_same(encoder: Encoder) -> None:
+    last = "{{ messages | length }}: {{ messages[-1].content }}{% if add_generation_prompt %} ->{% endif %}"
+    assert said(encoder, with_template(encoder, last).conversation(CONVERSATION[:4])) == "4: Who? ->"
+
+
+@pytest.mark.parametrize(
+    ("template", "turn"),
+    [
+        (None, Turn(("\n\nUser:", "\nUser:"), lead=" ")),
+        (CHATML, Turn(("<|im_end|>",))),
+        ("{% for m in messages %}{{ '### ' + m.role + ': ' }}{{ m.content }}\n{% endfor %}"
+         "{% if add_generation_prompt %}### assistant:{% endif %}", Turn(("\n### user:",), lead=" ")),
+        ("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", Turn()),
+        ("{{ raise_exception('never') }}", Turn()),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_turn_is_read_off_the_template(
+    encoder: Encoder, template: str | None, turn: Turn
+) -> None:
+    assert (encoder if template is None else with_template(encoder, template)).turn == turn
+
+
+def test_a_token_that_ends_turns_is_an_end(encoder: Encoder) -> None:
+    tokenizer = Tokenizer.from_str(encoder.tokenizer.to_str())
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    chosen = with_template(Encoder(tokenizer, encoder.end, frozenset(), None, {}), CHATML)
+    end = tokenizer.token_to_id("<|im_end|>")
+    assert end is not None
+    assert chosen.turn == Turn(ends=frozenset({end}))
 
 
 def test_a_template_that_drops_its_prompt_later_still_works(encoder: Encoder) -> None:

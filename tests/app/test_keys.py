@@ -64,6 +64,7 @@ def test_a_missing_scope_is_named(api: Api, http: httpx2.Client) -> None:
             ("DELETE", "/v1/files/file-1", "files:write"),
             ("GET", "/v1/models", "models:read"),
             ("POST", "/v1/completions", "generate"),
+            ("POST", "/v1/chat/completions", "generate"),
             ("GET", KEYS, "admin:read"),
             ("POST", KEYS, "admin:write"),
             ("GET", "/v1/audit_log", "admin:read"),

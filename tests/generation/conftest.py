@@ -26,6 +26,7 @@ from app.settings import Settings
 from tests.generation.tinymodel import make_model
 from worker.generation.engine import Stepper
 from worker.generation.model import Model, load
+from worker.generation.server import create_app as generator_app
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +101,7 @@ class Service:
 
 
 @contextmanager
-def _serving(settings: Settings) -> Iterator[str]:
+def serving(settings: Settings) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
@@ -113,6 +114,42 @@ def _serving(settings: Settings) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+@dataclass
+class Member:
+    """A generator in this process."""
+
+    url: str
+    server: uvicorn.Server
+    thread: threading.Thread
+
+    def health(self) -> Any:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=self.url.removeprefix("unix:"))) as client:
+            return client.get("http://generator/health").json()
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@contextmanager
+def generating(path: Path, models: Path, queue: int) -> Iterator[Member]:
+    def locate(source: str) -> Path:
+        return models / source.removeprefix("folder:")
+
+    app = generator_app(locate, 2**30, queue, device=torch.device("cpu"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    with socket.socket(socket.AF_UNIX) as listener:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        member = Member(f"unix:{path}", server, thread)
+        try:
+            yield member
+        finally:
+            member.stop()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +170,7 @@ def service(
         min_free_bytes=0,
     )
     key = ensure_first_key(settings).read_text().strip()
-    with _serving(settings) as url:
+    with serving(settings) as url:
         service = Service(url, key, settings)
         try:
             service.start_generator()
@@ -146,3 +183,25 @@ def service(
 def client(service: Service) -> Iterator[OpenAI]:
     with service.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def nearby(
+    folder: Path,
+    module_database_url: str,
+    redis_url: str,
+    socket_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """As `service`, with the generator in this process: for tests that do not kill it, ready at once."""
+    settings = Settings(
+        home=tmp_path_factory.mktemp("home"),
+        database_url=module_database_url,
+        redis_url=redis_url,
+        generator_url=f"unix:{socket_folder / 'nearby.sock'}",
+        base_models=folder.parent,
+        min_free_bytes=0,
+    )
+    key = ensure_first_key(settings).read_text().strip()
+    with generating(socket_folder / "nearby.sock", folder.parent, queue=40), serving(settings) as url:
+        yield Service(url, key, settings)

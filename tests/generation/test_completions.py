@@ -343,13 +343,21 @@ def test_a_full_queue_is_429_and_no_connection_of_the_database_is_held(service: 
 
 
 def test_a_generator_that_dies_is_503_until_it_is_back(service: Service, client: OpenAI) -> None:
-    stream = iter(client.completions.create(**LONG, stream=True))
-    next(stream)
+    hello: Any = [{"role": "user", "content": "Hello"}]
+    streams: list[Any] = [
+        client.completions.create(**LONG, stream=True),
+        client.chat.completions.create(
+            model="tiny", messages=hello, n=64, logit_bias={"0": -100}, stream=True
+        ),
+    ]
+    for stream in streams:
+        next(stream)
     service.kill_generator()
-    with pytest.raises(openai.APIError) as broken:
-        list(stream)
-    assert not isinstance(broken.value, openai.APIStatusError)
-    assert broken.value.code == "generator_unavailable"
+    for stream in streams:
+        with pytest.raises(openai.APIError) as broken:
+            list(stream)
+        assert not isinstance(broken.value, openai.APIStatusError)
+        assert broken.value.code == "generator_unavailable"
     for wants_stream in (False, True):
         with pytest.raises(openai.InternalServerError) as refused:
             client.completions.create(model="tiny", prompt=PROMPT, stream=wants_stream)

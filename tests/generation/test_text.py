@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tests.generation.tinymodel import make_tokenizer
-from worker.generation.answer import Transcript
+from worker.generation.logprobs import in_lists
 from worker.generation.request import Scored
 from worker.generation.stop import StopMatcher
+from worker.generation.transcript import Bounds, Transcript
 from worker.generation.vocabulary import Utf8, Vocabulary
 
 TOKENIZER: Any = make_tokenizer()
@@ -68,15 +69,15 @@ def test_encoding_and_spelling_are_those_of_the_tokenizer(text: str) -> None:
 @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
 def test_any_tokens_read_as_the_tokenizer_reads_them(tokens: list[int]) -> None:
     expected = TOKENIZER.decode(tokens, skip_special_tokens=True)
-    transcript = Transcript(VOCABULARY, [])
+    transcript = Transcript(VOCABULARY, Bounds())
     shown = ""
     for token in tokens:
         transcript.write(Scored(token))
-        piece = transcript.take(logprobs=False)[0]
+        piece = transcript.take()[0]
         assert expected.startswith(shown + piece), "half a character was shown"
         shown += piece
     transcript.finish("length")
-    assert shown + transcript.take(logprobs=False)[0] == expected
+    assert shown + transcript.take()[0] == expected
 
 
 # Tokens that stop strings are made of, and halves of characters between them.
@@ -88,7 +89,7 @@ HALVES = VOCABULARY.encode("\N{SMILING FACE WITH SUNGLASSES}")
 def test_tokens_are_shown_with_their_text_and_end_with_it(
     tokens: list[int], stops: list[str], streamed: bool
 ) -> None:
-    transcript, text = Transcript(VOCABULARY, stops), ""
+    transcript, text = Transcript(VOCABULARY, Bounds(stops)), ""
     names: list[str] = []
     offsets: list[int] = []
     for token in [*tokens, None]:
@@ -97,8 +98,8 @@ def test_tokens_are_shown_with_their_text_and_end_with_it(
         elif transcript.write(Scored(token, -1.0)):
             token = None
         if streamed or token is None:
-            more, logprobs = transcript.take(logprobs=True)
-            assert logprobs is not None
+            more, taken = transcript.take()
+            logprobs = in_lists(taken, VOCABULARY)
             text += more
             names += logprobs["tokens"]
             offsets += logprobs["text_offset"]
@@ -120,26 +121,25 @@ def test_tokens_are_shown_with_their_text_and_end_with_it(
 @given(st.text(min_size=1, max_size=20))
 def test_echo_begins_with_the_prompt_itself(prompt: str) -> None:
     ids = VOCABULARY.encode(prompt)
-    for transcript in (Transcript(VOCABULARY, []), Transcript(VOCABULARY, [])):
+    for transcript in (Transcript(VOCABULARY, Bounds()), Transcript(VOCABULARY, Bounds())):
         transcript.echo_text(prompt, [Scored(token) for token in ids])
         transcript.finish("length")
-        text, logprobs = transcript.take(logprobs=True)
+        text, taken = transcript.take()
         assert text == prompt
-        assert logprobs is not None
-        assert len(logprobs["tokens"]) == len(ids)
-    by_tokens = Transcript(VOCABULARY, [])
+        assert len(taken) == len(ids)
+    by_tokens = Transcript(VOCABULARY, Bounds())
     by_tokens.echo_tokens(ids, ())
     by_tokens.finish("length")
-    assert by_tokens.take(logprobs=False)[0] == prompt
+    assert by_tokens.take()[0] == prompt
 
 
 def test_a_stop_in_the_prompt_ends_nothing() -> None:
-    transcript = Transcript(VOCABULARY, ["bread"])
+    transcript = Transcript(VOCABULARY, Bounds(["bread"]))
     transcript.echo_text("the bread", ())
     for token in VOCABULARY.encode(" and"):
         assert not transcript.write(Scored(token))
     transcript.finish("length")
-    assert transcript.take(logprobs=False)[0] == "the bread and"
+    assert transcript.take()[0] == "the bread and"
 
 
 def test_half_a_character_is_named_by_its_bytes() -> None:
@@ -164,10 +164,10 @@ def test_a_sentencepiece_vocabulary_keeps_its_spaces(tmp_path: Path) -> None:
     ids = made.encode("a aé")
     assert ids[0] == 0
     assert b"".join(map(made.shown, ids)).decode() == " a aé"
-    transcript = Transcript(made, [])
+    transcript = Transcript(made, Bounds())
     transcript.echo_text("a aé", [Scored(token) for token in ids])
     transcript.finish("length")
-    assert transcript.take(logprobs=False)[0] == "a aé"
+    assert transcript.take()[0] == "a aé"
 
 
 def test_a_token_id_without_a_token_is_nothing() -> None:
@@ -176,6 +176,6 @@ def test_a_token_id_without_a_token_is_nothing() -> None:
 
 @pytest.mark.parametrize("text", ["a\u2028b", "plain"])
 def test_no_event_holds_what_some_readers_take_for_a_line_end(text: str) -> None:
-    from app.completion import _data
+    from app.completion import data_event
 
-    assert _data({"text": text}).splitlines() == [_data({"text": text})[:-2], ""]
+    assert data_event({"text": text}).splitlines() == [data_event({"text": text})[:-2], ""]

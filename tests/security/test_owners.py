@@ -124,6 +124,7 @@ def test_no_list_shows_anything_of_another_owner(call: Call, stranger: httpx2.Cl
         ("GET", "/v1/files/{file}/report", {}, "model", "checkpoint"),
         ("POST", "/v1/completions", {"prompt": "x"}, "model", "model"),
         ("POST", "/v1/completions", {"prompt": "x"}, "model", "checkpoint"),
+        ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "model", "model"),
         ("POST", "/v1/uploads/{upload}/complete", {}, "part_ids", "part_id"),
         ("GET", "/v1/files", {}, "after", "file_id"),
         ("GET", "/v1/fine_tuning/jobs", {}, "after", "job_id"),

@@ -55,6 +55,8 @@ def main() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.generator_url is None:
         sys.exit("GENERATOR_URL is not set: it says where to listen, http://host:port or unix:/path")
+    if "," in settings.generator_url:
+        sys.exit("GENERATOR_URL names several generators here: tell each of them its own address alone")
     try:
         server = listen(settings.generator_url)
     except (OSError, ValueError) as error:

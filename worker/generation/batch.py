@@ -60,8 +60,12 @@ class _Writing:
         """Take the next token; whether more are to come."""
         self.token = token
         self.written += 1
+        guide = self.sampler.guide
+        if guide and guide.trouble:
+            self.ticket.put(Failed(f"The format of this answer cannot be kept up: {guide.trouble}"))
+            return False
         if token in ends:
-            self.ticket.put(Ended(self.choice, "stop"))
+            self.ticket.put(Ended(self.choice, "length" if guide and guide.cut else "stop"))
             return False
         self.ticket.put(Written(self.choice, scored))
         if self.written == self.ticket.ask.max_tokens:

@@ -89,7 +89,7 @@ class LoadedModels:
                 (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())
             ]
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-            raise _gone(name) from error
+            raise _gone(name, source) from error
         return (source, tuple(files)), folder
 
     def _start(self, key: Key, folder: Path, name: str) -> _Slot:
@@ -108,7 +108,7 @@ class LoadedModels:
                     self._loader, load, folder, name, self._device, self._precision
                 )
             except FileNotFoundError as error:
-                raise _gone(name) from error
+                raise _gone(name, key[0]) from error
             except Exception as error:
                 log.exception("%s cannot be loaded", folder)
                 raise ServiceError(
@@ -147,9 +147,11 @@ class LoadedModels:
             self._slots.pop(key, None)
 
 
-def _gone(name: str) -> NotFound:
-    return NotFound(
-        f"The model {name!r} does not exist any more, or was never fetched to this machine.",
-        param="model",
-        code="model_not_found",
-    )
+def _gone(name: str, source: str) -> NotFound:
+    said = f"The model {name!r} does not exist any more."
+    if source.startswith("hub:"):
+        said = (
+            f"The base model {name!r} was never fetched to this machine: a job that trains from it"
+            f" fetches it, or put its folder into FINETUNED_BASE_MODELS."
+        )
+    return NotFound(said, param="model", code="model_not_found")

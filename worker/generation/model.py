@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache
 
+from app.encoding import Encoder, EncodingError
 from worker.generation import int8
 from worker.generation.cache import Timeline, states_of
 from worker.generation.decoder import Decoder
+from worker.generation.grammar import Lexicon
 from worker.generation.vocabulary import Vocabulary
 
 Precision: TypeAlias = Literal["auto", "int8"]
@@ -23,11 +25,13 @@ class Model:
     """`context`: the most tokens, prompt and answer together. `tokens`: ids are below it. `ends`: the tokens
     that end an answer. `start`: what an empty prompt is read as. `packs`: whether a mask of our own is heard,
     so that several prompts can be read as one row. `cache_bytes_per_token`: of keys and values. `size`: bytes
-    of all weights. `decoder`: the shorter way of a step, where there is one."""
+    of all weights. `decoder`: the shorter way of a step, where there is one. `encoder`: how conversations are
+    written, or why they cannot be."""
 
     name: str
     weights: PreTrainedModel
     vocabulary: Vocabulary
+    encoder: Encoder | EncodingError
     device: torch.device
     context: int
     tokens: int
@@ -37,6 +41,14 @@ class Model:
     cache_bytes_per_token: int
     size: int
     decoder: Decoder | None = None
+
+    @property
+    def lexicon(self) -> Lexicon:
+        """What a grammar needs. Raises InvalidRequest where this vocabulary cannot have one."""
+        if self.vocabulary.lexicon is None:
+            self.vocabulary.lexicon = Lexicon.of(self.vocabulary, self.tokens, self.ends)
+        found: Lexicon = self.vocabulary.lexicon
+        return found
 
     def forward(
         self,
@@ -138,6 +150,7 @@ def load(folder: Path, name: str, device: torch.device, precision: Precision = "
         name=name,
         weights=weights,
         vocabulary=Vocabulary(tokenizer),
+        encoder=_encoder_of(folder),
         device=device,
         context=int(weights.config.max_position_embeddings),
         tokens=int(weights.config.vocab_size),
@@ -166,12 +179,19 @@ def _fuse_activations(weights: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
+def _encoder_of(folder: Path) -> Encoder | EncodingError:
+    try:
+        return Encoder.load(folder)
+    except EncodingError as error:
+        return error
+
+
 def weigh(folder: Path, device: torch.device) -> int:
     """About how many bytes `load` will need, by the sizes of the weight files.
 
     The files may hold half precision; on a CPU a transpose of the head comes on top.
     """
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
     return stored * 2 if device.type == "cpu" else stored
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from worker.generation.grammar import Grammar
+
 # What top_p keeps is nearly always within so many tokens; sorting 50,257 takes 5 ms on a CPU, this 0.2.
 NUCLEUS = 1024
 BLOCK = 256
@@ -22,7 +24,8 @@ class Sampling:
     """How tokens are chosen; the defaults change nothing. Ranges are checked by the API.
 
     `bias` is added to the logits of its token ids. `repetition_penalty` is Hugging Face's (over prompt and
-    answer), the presence and frequency penalties are OpenAI's (over the answer alone).
+    answer), the presence and frequency penalties are OpenAI's (over the answer alone). `grammar` says
+    which tokens may follow at all.
     """
 
     temperature: float = 1.0
@@ -34,6 +37,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def greedy(self) -> bool:
@@ -47,6 +51,7 @@ class Sampling:
     def adjusts(self) -> bool:
         return bool(
             self.bias
+            or self.grammar
             or self.repetition_penalty != 1
             or self.presence_penalty != 0
             or self.frequency_penalty != 0
@@ -59,6 +64,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: Sequence[int], choice: int) -> None:
         self.sampling = sampling
         self.counts: Counter[int] = Counter()
+        self.guide = sampling.grammar.guide() if sampling.grammar else None
         self._prompt = frozenset(prompt) if sampling.repetition_penalty != 1 else frozenset()
         # Choice 0 of a seeded request is the same whatever n is.
         seed = None if sampling.seed is None else f"{sampling.seed}/{choice}"
@@ -68,7 +74,7 @@ class Sampler:
         return self._random.random()
 
     def adjust(self, logits: torch.Tensor) -> None:
-        """Apply penalties and bias to one row of logits (vocabulary size), in place."""
+        """Apply penalties, bias and grammar to one row of logits (vocabulary size), in place."""
         how = self.sampling
         if how.repetition_penalty != 1:
             ids = sorted(self._prompt | self.counts.keys())
@@ -84,6 +90,8 @@ class Sampler:
         if how.bias:
             biased = torch.tensor(list(how.bias), device=logits.device)
             logits[biased] += torch.tensor(list(how.bias.values()), dtype=torch.float32, device=logits.device)
+        if self.guide:
+            self.guide.allow(logits)
 
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
@@ -99,8 +107,10 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
         chosen = _draw(logits[drawn], [samplers[row] for row in drawn])
         for row, token in zip(drawn, chosen, strict=True):
             tokens[row] = token
-    for token, sampler in zip(tokens, samplers, strict=True):
-        sampler.counts[token] += 1
+    for row, sampler in enumerate(samplers):
+        if sampler.guide:
+            tokens[row] = sampler.guide.take(tokens[row])
+        sampler.counts[tokens[row]] += 1
     return tokens
 
 

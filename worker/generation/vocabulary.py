@@ -26,7 +26,13 @@ class Vocabulary:
             self._backend.no_padding()
         self._style = _style_of(self._backend)
         self._bytes: dict[int, bytes] = {}
+        self.lexicon: Any = None  # what grammars need of it, made for the first one
         self.specials = frozenset[int](tokenizer.all_special_ids)
+
+    @property
+    def described(self) -> str | None:
+        """The tokenizer as the text of a tokenizer.json; None where it is of another kind."""
+        return None if self._backend is None else str(self._backend.to_str())
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with what the model wants before a text (Llama's `<s>`)."""
