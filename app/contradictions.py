@@ -15,6 +15,7 @@ def refuse_contradictions(recipe: Recipe) -> None:
     _check_batch(recipe)
     _check_schedule(recipe)
     _check_pairs(recipe)
+    _check_sharding(recipe)
     given = (recipe.lora_alpha, recipe.lora_dropout, recipe.lora_targets)
     if recipe.lora_rank is None and given != ("auto", 0, "auto"):
         refuse("lora_rank", "other lora_… fields are given; LoRA needs lora_rank")
@@ -37,6 +38,17 @@ def _check_pairs(recipe: Recipe) -> None:
         refuse("excess_length", "a preference pair cannot be split; use 'truncate', 'drop' or 'error'")
     if recipe.train_on_inputs:
         refuse("train_on_inputs", "both answers of a preference pair have one prompt: it teaches nothing")
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    whole = {
+        "lora_rank": recipe.lora_rank is not None,
+        "optimizer": recipe.optimizer == "adafactor",
+        "torch_compile": recipe.torch_compile,
+    }
+    for name, asked in whole.items():
+        if asked and recipe.sharding == "full":
+            refuse(name, "it does not go together with sharding 'full'; use 'none'")
 
 
 def _check_batch(recipe: Recipe) -> None:

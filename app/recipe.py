@@ -75,6 +75,11 @@ class Recipe(BaseModel):
     num_devices: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="Devices that share the job, one process each."
     )
+    sharding: Literal["auto", "none", "full"] = Field(
+        "auto",
+        description="none: each device holds the whole model. full: each holds a part of all weights, "
+        "gradients and optimizer state. auto: full where those would fill over 80 % of a device's memory.",
+    )
 
     # Optimizer and schedule
     learning_rate: Annotated[float, Field(gt=0, le=10)] | Auto = Field(

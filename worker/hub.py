@@ -19,11 +19,15 @@ ABANDONED_AFTER = 24 * 3600.0  # seconds: nobody downloads into it any more
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "merges.txt", "vocab.txt"]
 
 
+class HubUnreachable(UnusableModel):
+    """The hub does not answer; it may in a while."""
+
+
 def fetch(hub_id: str, settings: Settings) -> Path:
     """The model's folder, fetched when it is not there yet.
 
-    Raises UnusableModel with what to do: the hub is out of reach, the name is unknown, or we do not run the
-    model.
+    Raises UnusableModel with what to do: the name is unknown, or we do not run the model; HubUnreachable
+    where trying again may help.
     """
     folder = hub_folder(hub_id, settings)
     if not (folder / "config.json").is_file():
@@ -58,7 +62,7 @@ def _download(hub_id: str, folder: Path) -> None:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise UnusableModel("the disk is too full to fetch it; make room and try again.") from error
         log.warning("hub_unreachable", model=hub_id, error=str(error)[:300])
-        raise UnusableModel(
+        raise HubUnreachable(
             f"the Hugging Face hub cannot be reached from this machine ({type(error).__name__});"
             f" try again with a connection, or {instead}"
         ) from error

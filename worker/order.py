@@ -15,7 +15,7 @@ from app.lifecycle.claims import Claim
 from app.lifecycle.history import note
 from app.settings import Settings
 from app.storage import Store
-from app.tables import Checkpoint, File, Job
+from app.tables import Checkpoint, Event, File, Job
 from worker import hub
 
 
@@ -67,6 +67,7 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
         "cache": str(store.path(_cache_key(row))),
         "resume": [str(path) for path in _resumable(session, row.id, store)],
         "keep": None,
+        "fits": _fitting(session, row.id),
     }
     if row.validation_file is not None:
         files.append(_file(session, row.validation_file, store))
@@ -76,6 +77,14 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     keep = max(2, int(row.recipe["save_total_limit"]))
     refused = tuple(row.refuse_on or ())
     return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), refused)
+
+
+def _fitting(session: Session, job_id: str) -> int | None:
+    """Examples per micro-step that an earlier attempt, out of memory, meant to go on with; None: none was."""
+    query = select(Event.data).where(Event.job_id == job_id, Event.code == "micro_batch_halved")
+    said = session.scalar(query.order_by(Event.seq.desc()).limit(1)) or {}
+    size = said.get("train_batch_size")  # a trainer's word, which may be anything
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _cache_key(row: Job) -> str:

@@ -1,7 +1,7 @@
 """One job on several devices: torchrun starts a trainer for each, and looks like one trainer to the worker.
 
 torchrun forwards SIGTERM to its processes and ends them when one dies; its own exit code says only whether
-all went well: the first process leaves its status in a file beside the job's.
+all went well: the first process to end leaves its status in a file beside the job's.
 """
 
 import json
@@ -14,12 +14,14 @@ from typing import Any
 from app.embedded import tether
 from worker.launch import Trainer
 
+LONG = 24 * 3600  # seconds to save in: whoever asks them to stop has a patience of his own
 STATUS = ".status"  # what worker.training adds to the job file's name
 
 
 def command(devices: int, job_file: Path) -> list[str]:
     """torchrun for this machine's `devices`, tied to the thread that starts it."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    torchrun += ["--shutdown-timeout", str(LONG)]
     trainer = ["-m", "worker.training", "--job", str(job_file)]
     return tether.command([sys.executable, *torchrun, *trainer], SIGKILL)
 
@@ -31,6 +33,7 @@ class SpreadTrainer(Trainer):
         self._job_file = Path(line["out"]) / "job.json"
         self._job_file.parent.mkdir(parents=True, exist_ok=True)
         self._job_file.write_text(json.dumps(line))
+        self._status().unlink(missing_ok=True)
         super().__init__(command(devices, self._job_file))
 
     def begin(self, job: dict[str, Any]) -> None:
@@ -38,8 +41,11 @@ class SpreadTrainer(Trainer):
 
     def end(self) -> int:
         code = super().end()
-        status = self._job_file.with_name(self._job_file.name + STATUS)
+        status = self._status()
         return int(status.read_text()) if code and status.exists() else code
+
+    def _status(self) -> Path:
+        return self._job_file.with_name(self._job_file.name + STATUS)
 
 
 def starter(devices: int, line: dict[str, Any]) -> Callable[[], Trainer]:

@@ -21,6 +21,7 @@ from app.lifecycle.claims import Claim, JobError
 from app.settings import Settings
 from app.storage import Store
 from worker import order, outcome, publish, spread
+from worker.hub import HubUnreachable
 from worker.launch import FINISHED, STOPPED, Trainer, WarmTrainers
 from worker.outcome import Asked
 from worker.record import ClaimLost, Offline, Recorder
@@ -106,7 +107,8 @@ class _Attempt:
         except Exception as error:
             # A fault of ours costs the job an attempt; left to its lease it would only be found out later.
             log.exception("attempt_crashed", job_id=self.held.job_id)
-            self._retry("internal_error", f"The worker failed: {type(error).__name__}: {error}"[:1000])
+            message = f"The worker failed: {type(error).__name__}: {error}"[:1000]
+            self._retry(JobError("internal_error", message))
         finally:
             self.recorder.close()
 
@@ -122,7 +124,8 @@ class _Attempt:
             self._fail(JobError("refused_finding", str(error), "training_file"))
         except UnusableModel as error:
             message = f"The model {self.order.line['base_name']!r} cannot be used: {error}"
-            self._fail(JobError("model_unavailable", message, "model"))
+            conclude = self._retry if isinstance(error, HubUnreachable) else self._fail
+            conclude(JobError("model_unavailable", message, "model"))
         else:
             line = {**self.order.line, "model": str(folder)}
             trainer = self._take_trainer(line) if folder is not None else None
@@ -134,9 +137,8 @@ class _Attempt:
     def _fail(self, error: JobError) -> None:
         self.recorder.conclude(lambda session: claims.fail(session, self.held, error))
 
-    def _retry(self, code: str, message: str) -> None:
+    def _retry(self, error: JobError) -> None:
         delay = outcome.retry_delay(self.settings, self.recorder.crashes)
-        error = JobError(code, message)
         self.recorder.conclude(lambda session: claims.retry(session, self.held, error, delay))
 
     def _base_folder(self) -> Path | None:
@@ -264,7 +266,7 @@ class _Attempt:
         try:
             model = publish.adopt(self.runtime.store, self.held, finished)
         except (Damaged, OSError) as error:
-            self._retry("publish_failed", f"The model could not be published: {error}")
+            self._retry(JobError("publish_failed", f"The model could not be published: {error}"))
             return
         # Should the claim be lost the folder stays: an answer that was lost is not a transaction that was,
         # and the row may stand. What has no row is removed by app.litter.

@@ -283,12 +283,18 @@ def test_plain_text_is_trained_on(client: OpenAI) -> None:
     assert ended.status == "succeeded", ended.error
 
 
-def test_a_job_on_two_devices_trains_as_on_one_and_pauses(client: OpenAI) -> None:
+def test_a_job_in_parts_on_two_devices_trains_as_on_one_and_pauses(client: OpenAI) -> None:
     jobs = client.fine_tuning.jobs
     file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
     ended = []
     for devices in (1, 2):
-        asked = {"max_steps": 6, "total_train_batch_size": 8, "num_devices": devices, "save_steps": 2}
+        asked: dict[str, Any] = {
+            "max_steps": 6,
+            "total_train_batch_size": 8,
+            "num_devices": devices,
+            "save_steps": 2,
+        }
+        asked |= {"sharding": "full"} if devices == 2 else {}
         made = jobs.create(
             model="small-gpt2",
             training_file=file.id,

@@ -219,3 +219,15 @@ def test_the_settings_that_matter_are_in_the_key(encoder: Encoder, tmp_path: Pat
         for asked in (False, True)
     ]
     assert counts[1] > counts[0]
+
+
+@pytest.mark.parametrize("name", ["tokens", "trained", "starts", "rows", "counts"])
+def test_a_damaged_cache_is_encoded_again(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"text": t} for t in sentences(20)])
+    before = run(path, encoder, tmp_path / "c")
+    wanted = [before.example(i)[0].tolist() for i in range(20)]
+    (file,) = (tmp_path / "c").glob(f"*/{name}.*")
+    file.write_bytes(file.read_bytes()[:-8])
+    again = run(path, encoder, tmp_path / "c")
+    assert [again.example(i)[0].tolist() for i in range(20)] == wanted
+    assert data.is_whole(file.parent)

@@ -91,3 +91,27 @@ def test_overflow_without_end_fails(train: Train, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Failure, match="not a finite number at step 33") as caught:
         train(max_steps=60, train_batch_size=8)
     assert caught.value.code == "non_finite"
+
+
+def test_comparisons_are_made_without_tf32(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounding alone would pass for a leak, and packing be switched off on every newer GPU."""
+    seen: dict[str, list[bool]] = {}
+
+    def watched(name: str) -> None:
+        real = getattr(Model, name)
+
+        def watching(self: Model, *given: Any) -> Any:
+            seen.setdefault(name, []).append(torch.backends.cuda.matmul.allow_tf32)
+            return real(self, *given)
+
+        monkeypatch.setattr(Model, name, watching)
+
+    for name in ("_states", "learn"):
+        watched(name)
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    try:
+        train(max_steps=1)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    # One to see the head, two at least to see the packing; then a micro-step.
+    assert (set(seen["_states"][:3]), seen["_states"][-1], set(seen["learn"])) == ({False}, True, {True})

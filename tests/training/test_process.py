@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from worker.training import events, manifest
 from worker.training.events import Event, Failed, Finished, Prepared, Ready, Saved, Step
 from worker.training.job import Job
+from worker.training.pulse import Pulse
+from worker.training.siblings import Siblings
 
 TRAINER = [sys.executable, "-m", "worker.training"]
 RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2}
@@ -225,3 +228,23 @@ def test_a_folder_that_brings_code_or_pickles_is_refused(job: Job, tmp_path: Pat
         (folder / name).write_text(content)
         with pytest.raises(Failure, match="never"):
             inspect(folder)
+
+
+def test_long_work_without_news_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gigabyte takes many minutes to encode: the supervisor would take the silence for death."""
+    at, told = [0.0], []
+    monkeypatch.setattr("worker.training.pulse.time", SimpleNamespace(monotonic=lambda: at[0]))
+    pulse = Pulse(lambda: told.append(at[0]))
+    for second in range(200):
+        at[0] = float(second)
+        pulse.beat()
+    assert told == [61, 122, 183]
+    assert events.parse(events.line(events.Busy())) == events.Busy()
+
+
+def test_of_processes_that_end_badly_the_first_says_why(tmp_path: Path) -> None:
+    one, other = Siblings(tmp_path / "status"), Siblings(tmp_path / "status")
+    assert [one.first(78), other.first(1), one.end(0)] == [True, False, 0]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["78"]
+    assert Siblings(None).first(1)
+    assert Siblings(None).first(1)

@@ -3,14 +3,18 @@
 import signal
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
+from app.lifecycle import claims
 from app.tables import Attempt, Checkpoint, Event, Job, Metric, Model
 from tests.worker.conftest import Bench, NewBench
 from worker import order
+from worker.hub import HubUnreachable
+from worker.training.events import Notice, line
 
 MIDDLE = {"at": 7}  # after the checkpoint at step 5
 
@@ -156,6 +160,40 @@ def test_a_finding_that_was_to_be_refused_fails_the_job_before_its_first_step(be
         "failed", "refused_finding", "training_file", 0,
     )  # fmt: skip
     assert "few_rows (1 rows, the first in line 1)" in (job.error_message or "")
+
+
+def test_a_hub_out_of_reach_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub itself is never asked in tests: what it answers is not ours to choose."""
+
+    def away(*_: object) -> None:
+        raise HubUnreachable("the Hugging Face hub cannot be reached")
+
+    monkeypatch.setattr(order, "base_folder", away)
+    job_id = bench.make_job()
+    job = bench.train(job_id)
+    assert (job.status, job.attempt) == ("queued", 1)
+    job = bench.until_end(job_id)
+    assert (job.status, job.attempt, job.error_code, job.error_param) == (
+        "failed",
+        3,
+        "model_unavailable",
+        "model",
+    )
+
+
+def test_what_fitted_into_memory_is_told_to_the_next_attempt(bench: Bench) -> None:
+    halved = [
+        {"do": "say", "line": line(Notice("warn", "micro_batch_halved", "", {"train_batch_size": size}))}
+        for size in (4, 2)
+    ]
+    job_id = bench.make_job(*halved, {"do": "exit", "code": 75, "at": 3, "below": 2})
+    assert bench.train(job_id).status == "queued"
+    with bench.runtime.database.transaction() as session:
+        session.get_one(Job, job_id).not_before = session.get_one(Job, job_id).created_at
+        held = claims.claim(session, job_id, "me", timedelta(seconds=60))
+        assert held is not None
+        told = order.read(session, held, bench.runtime.store, bench.runtime.settings)
+    assert told.line["fits"] == 2
 
 
 def test_a_fault_of_the_worker_costs_an_attempt_and_not_a_lease(

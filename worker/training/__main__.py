@@ -21,8 +21,8 @@ def die_with_parent() -> None:
         sys.exit(75)
 
 
-def main() -> int:
-    """Runs one job; returns the exit status."""
+def main(status: Path | None) -> int:
+    """Runs one job; returns the exit status, and leaves it in `status` where several processes run it."""
     # Threads of a kernel wait asleep, not spinning other programs' time away.
     # docs/performance.md has figures. Read by the OpenMP library when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,17 +33,17 @@ def main() -> int:
 
     from worker.training import run
 
-    return run.run(sys.argv[1:], events_out)
+    return run.run(sys.argv[1:], events_out, status)
 
 
 if __name__ == "__main__":
     spread = "LOCAL_RANK" in os.environ  # torchrun is the parent
     if "--wait" in sys.argv or spread:
         die_with_parent()
-    status = main()
-    if spread and "--job" in sys.argv and os.environ["RANK"] == "0":
-        # torchrun's own exit code would only say that it was not 0.
-        Path(sys.argv[sys.argv.index("--job") + 1] + ".status").write_text(str(status))
+    shared = (
+        Path(sys.argv[sys.argv.index("--job") + 1] + ".status") if spread and "--job" in sys.argv else None
+    )
+    code = main(shared)
     sys.stderr.flush()
     # Threads of torch may hang at shutdown, and everything that matters is on disk.
-    os._exit(status)
+    os._exit(code)

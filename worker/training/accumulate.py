@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.training.events import Notice, Rewards
-from worker.training.failure import is_out_of_memory
+from worker.training.failure import Cramped, is_out_of_memory
 from worker.training.prepare import Parts
 from worker.training.pulse import Pulse
 
@@ -40,17 +40,22 @@ def accumulate(parts: Parts, pulse: Pulse) -> Accumulated:
     device.seed(parts.plan.seed, progress.step)
     sums, failed, dropped = [], False, False
     try:
-        for at in range(0, len(mine), progress.micro):
+        for turn in range(device.rounds(len(everything), progress.micro)):
             if pulse.asked and device.world == 1:
                 dropped = True
                 break
-            batch = model.lay(mine[at : at + progress.micro], parts.max_length)
-            sums.append(model.learn(batch, scale))
+            part = mine[turn * progress.micro : (turn + 1) * progress.micro]
+            # Without one of our own we help the others to gather their weights, and add nothing.
+            batch = model.lay(part or everything[:1], parts.max_length)
+            learned = model.learn(batch, scale if part else 0.0)
+            sums.extend([learned] if part else [])
             pulse.tick()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         failed = True
+    if failed and device.sharded:  # the others wait in the middle of a step, and nothing would match
+        raise Cramped(halve(parts))
     own = (
         [0.0] * model.objective.learned if failed or not sums else torch.stack(sums).double().sum(0).tolist()
     )
@@ -80,8 +85,9 @@ def halve(parts: Parts) -> Notice:
         raise MemoryError
     progress.micro = -(-progress.micro // 2)
     parts.model.device.free()
+    going_on = "starting again from the last checkpoint" if parts.model.device.sharded else "going on"
     message = (
-        f"Out of memory; going on with {progress.micro} examples per micro-step. The result is the same."
+        f"Out of memory; {going_on} with {progress.micro} examples per micro-step. The result is the same."
     )
     data = {"train_batch_size": progress.micro, "step": progress.step + 1}
     return Notice("warn", "micro_batch_halved", message, data)

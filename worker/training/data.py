@@ -129,7 +129,7 @@ def encode(
         settings["columns"] = dict(columns)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     folder = cache / key[:32]
-    if not (folder / "counts.json").is_file():
+    if not is_whole(folder):
         _write(folder, read(path, form, columns), encoder, _cutter(recipe, max_length), beat)
     found = load(folder, key, GROUP[recipe.method])
     if found.counts["trained_tokens"] < MIN_TRAINED_TOKENS:
@@ -156,14 +156,27 @@ def load(folder: Path, key: str, group: int = 1) -> Encodings:
     return Encodings(**arrays, counts=counts, key=key, group=group)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds all that `encode` wrote: the arrays are as long as their counts say."""
+    try:
+        found = load(folder, "")
+    except (OSError, ValueError):
+        return False
+    tokens, ends = found.counts.get("tokens"), found.starts[[0, -1]].tolist() if len(found.starts) else []
+    lengths = len(found.starts) == len(found) + 1 and len(found.tokens) == len(found.trained) == tokens
+    return lengths and ends == [0, tokens]
+
+
 def split(encodings: Encodings, share: float, seed: int) -> tuple[Share, Share]:
     """Training and validation examples. Windows of one row stay together: half a text tells of the other."""
     rows_of = encodings.rows[:: encodings.group]
     everything = np.arange(len(rows_of), dtype=np.int64)
+    if not share:  # of millions of examples the rest takes seconds
+        return Share(encodings, everything), Share(encodings, everything[:0])
     rows = np.unique(rows_of)
     chosen = np.random.default_rng([seed, 1]).permutation(rows)[: round(len(rows) * share)]
     held = np.isin(rows_of, chosen)
-    if share and len(rows) == 1:  # one long document: its end
+    if len(rows) == 1:  # one long document: its end
         held = everything >= round(len(everything) * (1 - share))
     return Share(encodings, everything[~held]), Share(encodings, everything[held])
 
@@ -196,7 +209,7 @@ def _write(
     (temporary / "counts.json").write_text(json.dumps(cutter.counts))
     for path in temporary.iterdir():
         manifest.sync(path)  # what a power cut emptied would be trained on without a word
-    if (folder / "counts.json").is_file():  # the other one was first, and may be reading it
+    if is_whole(folder):  # the other one was first, and may be reading it
         shutil.rmtree(temporary, ignore_errors=True)
         return
     shutil.rmtree(folder, ignore_errors=True)

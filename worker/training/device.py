@@ -1,9 +1,11 @@
 """Where the numbers are worked out: device, precision, memory, and the other processes of the job."""
 
 import resource
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -15,6 +17,9 @@ from app.resolution import TOKENS_PER_MICRO_STEP
 from worker.training.failure import Failure
 
 Precision = Literal["fp32", "bf16", "fp16"]
+# How long a process waits for another: one may encode a large file or write a large checkpoint. What hangs is
+# found out by max_step_time and by the supervisor.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Device:
     refused: str | None  # why the precision asked for could not be had
     rank: int = 0
     world: int = 1
+    sharded: bool = False  # each process holds a part of every weight, so all must compute in step
 
     @property
     def name(self) -> str:
@@ -45,11 +51,30 @@ class Device:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision for the model's body; does nothing in fp32."""
-        return torch.autocast(self.place.type, self.dtype, enabled=self.precision != "fp32")
+        enabled, cache = self.precision != "fp32", not self.sharded  # copies of all weights would not fit
+        return torch.autocast(self.place.type, self.dtype, enabled=enabled, cache_enabled=cache)
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """fp32 products in full, for comparing: TF32 alone moves states by more than a leak's threshold."""
+        was = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = was
 
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps small fp16 gradients from vanishing; does nothing in bf16 and fp32."""
         return torch.amp.GradScaler(self.place.type, enabled=self.precision == "fp16")
+
+    def rounds(self, count: int, size: int) -> int:
+        """In how many batches of at most `size` this process computes its share of `count` examples.
+
+        Where weights are in parts all take as many, some perhaps of nothing, for each batch gathers them.
+        """
+        share = -(-count // self.world) if self.sharded else len(range(self.rank, count, self.world))
+        return -(-share // size)
 
     def memory(self) -> int:
         """Peak bytes so far: allocated on the GPU, or resident on a CPU."""
@@ -89,7 +114,7 @@ class Device:
 
         Once a step and not once a micro-step, which is what a wrapper around the model would have to be told.
         """
-        if self.world == 1:
+        if self.world == 1 or self.sharded:  # then FSDP2 has summed them
             return
         bucket: list[torch.Tensor] = []
         for last, gradient in [*((False, g) for g in gradients), (True, None)]:
@@ -102,16 +127,23 @@ class Device:
                     g.copy_(summed.view_as(g))
                 bucket = []
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+    def barrier(self, tick: Callable[[], None]) -> None:
+        """Waits for all processes, however long one of them works; `tick` is called meanwhile."""
+        if self.world == 1:
+            return
+        work = dist.barrier(async_op=True)
+        while work is not None and not work.is_completed():
+            tick()
+            time.sleep(0.02)
+        if work is not None:
+            work.wait()
 
 
 def choose(recipe: Recipe) -> Device:
     """The best device here, in the precision asked for; joins its siblings when torchrun started us."""
     cuda = torch.cuda.is_available()
     if dist.is_torchelastic_launched() and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     local = dist.get_node_local_rank(0) if world > 1 else 0
     device = torch.device("cuda", local) if cuda else torch.device("cpu")

@@ -21,11 +21,15 @@ def evaluate(
     device, objective = model.device, model.objective
     over = tokens = 0.0
     sums = [0.0] * objective.scored
-    for at in range(device.rank * size, len(data), device.world * size):
+    for turn in range(device.rounds(len(data), size)):
         beat()
-        units = [data.unit(i) for i in range(at, min(at + size, len(data)))]
+        mine = range(len(data))[device.rank :: device.world][turn * size : (turn + 1) * size]
+        units = [data.unit(i) for i in mine or [0]]
         batch = model.lay(units, max_length)
-        sums = [a + b for a, b in zip(sums, model.score(batch).tolist(), strict=True)]
+        found = model.score(batch).tolist()
+        if not mine:  # the others still have some, and need us to gather weights
+            continue
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
         over += objective.over(len(units), len(batch.targets))
         tokens += len(batch.targets)
     *sums, count, tokens = device.total([*sums, over, tokens])

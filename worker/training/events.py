@@ -51,6 +51,13 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Busy:
+    """Work goes on, and for a minute there was nothing else to tell: whoever listens need not worry."""
+
+    event: ClassVar[str] = "busy"
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimizer update. A skipped one (fp16 overflow) changed no weight; its grad_norm is None."""
 
@@ -131,9 +138,10 @@ class Failed:
     step: int | None = None
 
 
-Event = Ready | Prepared | Notice | Step | Evaluated | Sampled | Saved | Finished | Failed
+Event = Ready | Prepared | Notice | Busy | Step | Evaluated | Sampled | Saved | Finished | Failed
 KINDS: dict[str, type[Event]] = {
-    kind.event: kind for kind in (Ready, Prepared, Notice, Step, Evaluated, Sampled, Saved, Finished, Failed)
+    kind.event: kind
+    for kind in (Ready, Prepared, Notice, Busy, Step, Evaluated, Sampled, Saved, Finished, Failed)
 }
 
 

@@ -6,6 +6,7 @@ import json
 from app.dataset import DatasetError
 from app.encoding import EncodingError
 from app.hyperparameters import RecipeError
+from worker.training.events import Notice
 
 FINISHED, STOPPED = 0, 75
 OUT_OF_MEMORY, BAD_INPUT, DISK_FULL, NON_FINITE, TIME_OVER, BROKEN = 77, 78, 79, 80, 81, 1
@@ -26,6 +27,14 @@ class Failure(Exception):
 
 class Stopped(Exception):
     """Work was given up because the process was asked to stop."""
+
+
+class Cramped(Stopped):
+    """All processes must start again with less at a time; `notice` says with how much."""
+
+    def __init__(self, notice: Notice) -> None:
+        super().__init__(notice.message)
+        self.notice = notice
 
 
 def classify(error: BaseException) -> Failure:

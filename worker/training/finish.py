@@ -10,8 +10,8 @@ from worker.training.verdict import keeps_best
 
 def save(parts: Parts, best: bool, final: bool) -> list[Saved]:
     """Copies everything to the host and lets the saver write it; returns the save before, now safe."""
-    progress = parts.progress
-    if parts.model.device.rank:
+    progress, device = parts.progress, parts.model.device
+    if device.rank and not device.sharded:
         return []
     last = progress.evaluations[-1] if progress.evaluations else {}
     metrics = {} if progress.last_loss is None else {"train_loss": progress.last_loss}
@@ -23,6 +23,8 @@ def save(parts: Parts, best: bool, final: bool) -> list[Saved]:
             f"full_valid_{k}": v for k, v in last.items() if k.startswith("reward_") and v is not None
         }
     write = folder.snapshot(parts.model.network, parts.adapted, parts.optimization, parts.template, parts.job)
+    if device.rank:  # it gave its parts
+        return []
     return parts.saver.save(write, progress, metrics, best or progress.best_step == progress.step, final)
 
 

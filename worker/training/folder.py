@@ -37,10 +37,11 @@ def snapshot(
     job: Job,
 ) -> Snapshot:
     """Copies all that a checkpoint needs to the host; what is returned writes it, at leisure."""
-    weights = copy_to_host(lora.merged(network) if adapted else network.state_dict())
-    adapter = copy_to_host(lora.adapter_state(adapted)) if adapted else {}
+    copied = optimization.shards.copy_to_host if optimization.shards else copy_to_host
+    weights = copied(lora.merged(network) if adapted else network.state_dict(keep_vars=True))
+    adapter = copied(lora.adapter_state(adapted)) if adapted else {}
     slots, facts = optimization.state()
-    slots = copy_to_host(slots)
+    slots = copied(slots)
 
     def write(folder: Path) -> None:
         network.save_pretrained(folder, state_dict=weights)

@@ -5,6 +5,7 @@ chunk's logits become their gradient in place, in the forward pass, and only whe
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,27 @@ class Head:
             self._gradient.zero_()
             self._weight.grad = self._gradient[: self._words]
         return self._gradient
+
+
+class GatheredHead(Head):
+    """A head whose weight is in parts: whole from the body's forward pass to the end of the backward pass, a
+    plain parameter in its module with a plain gradient (worker.training.sharding).
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._module, self._dtype = module, dtype
+        self._words = self._rows = len(cast(nn.Parameter, module.weight))
+        self._logits: Tensor | None = None
+
+    @property
+    def _padded(self) -> Tensor:  # type: ignore[override]
+        return cast(nn.Parameter, self._module.weight).detach()
+
+    def _into(self) -> Tensor | None:
+        weight = cast(nn.Parameter, self._module.weight)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        return weight.grad
 
 
 class WholeHead:

@@ -32,6 +32,7 @@ class Job:
     resume: tuple[Path, ...] = field(default=())  # newest first
     keep: int | None = None  # checkpoints to keep; None: delete nothing
     cache: Path | None = None  # encoded data; None: below `out`
+    fits: int | None = None  # examples per micro-step that an earlier attempt's memory left room for
 
     @property
     def cache_folder(self) -> Path:
@@ -59,6 +60,7 @@ class Job:
                 resume=tuple(Path(folder) for folder in said.get("resume") or ()),
                 keep=said.get("keep"),
                 cache=Path(said["cache"]) if said.get("cache") else None,
+                fits=said.get("fits"),
             )
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]

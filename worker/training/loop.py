@@ -78,6 +78,7 @@ def train(job: Job, pulse: Pulse) -> Iterator[Event]:
         stopping = done.asked
 
     yield from parts.saver.wait()
+    device.barrier(pulse.tick)  # torchrun gives those who write half a minute once another is gone
     if over is None:
         raise Stopped
     if over == "max_runtime":

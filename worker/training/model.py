@@ -18,7 +18,7 @@ from worker.training.batches import Batch, Layout, lay
 from worker.training.data import Unit
 from worker.training.device import Device
 from worker.training.failure import Failure
-from worker.training.head import Head, WholeHead
+from worker.training.head import GatheredHead, Head, WholeHead
 from worker.training.preference import likelihoods
 
 DROPOUTS = (
@@ -40,7 +40,7 @@ class Model:
         self.layout: Layout = "apart"
         self._attention = network.config._attn_implementation
         self.objective = objective.choose(recipe)
-        self._body: Any = network.base_model
+        self._body: Any = network.states if device.sharded else network.base_model
         self._output: Any = network.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._head: Head | WholeHead = WholeHead(self._output)
 
@@ -50,7 +50,10 @@ class Model:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         unusual = []
         if type(self._output) is nn.Linear and getattr(self._output, "bias", None) is None:
-            self._head = Head(cast(nn.Parameter, self._output.weight), self.device.dtype)
+            if self.device.sharded:
+                self._head = GatheredHead(self._output, self.device.dtype)
+            else:
+                self._head = Head(cast(nn.Parameter, self._output.weight), self.device.dtype)
         if not self._head_agrees():
             raise Failure(
                 "invalid_model", "This model's output layer is not a plain one; it cannot be trained here."
@@ -58,7 +61,9 @@ class Model:
         if recipe.packing and not any(self._lays_exactly(layout) for layout in self._layouts(recipe)):
             self._choose("apart")
             unusual.append("packing")
-        if recipe.torch_compile:
+        if recipe.torch_compile and self.device.sharded:
+            unusual.append("torch_compile")
+        elif recipe.torch_compile:
             self._body = torch.compile(self._body, dynamic=True)
         return unusual
 
@@ -116,7 +121,10 @@ class Model:
         ids = torch.tensor([prompt], device=self.device.place)
         with self.resting(), self.device.autocast():
             found: Any = self.network.generate(  # type: ignore[operator]
-                ids, generation_config=settings, attention_mask=torch.ones_like(ids)
+                ids,
+                generation_config=settings,
+                attention_mask=torch.ones_like(ids),
+                synced_gpus=self.device.sharded,
             )
         return [int(token) for token in found[0, len(prompt) :]]
 
@@ -140,7 +148,7 @@ class Model:
 
     def logits(self, ids: Tensor) -> Tensor:
         """The network's own logits, rows x width x vocabulary, for comparing."""
-        with torch.no_grad(), self.resting():
+        with torch.no_grad(), self.resting(), self.device.exact():
             found: Tensor = self.network(input_ids=ids, use_cache=False).logits.float()
         return found
 
@@ -171,14 +179,15 @@ class Model:
         own = self.logits(batch.ids).reshape(-1, self.network.config.get_text_config().vocab_size)
         loss = nn.functional.cross_entropy(own[batch.sources], batch.targets, reduction="sum")
         tolerance = SAME if self.device.precision == "fp32" else 0.05
-        difference = -float(self.likelihoods(batch, 1)) - float(loss)
+        with self.device.exact():
+            difference = -float(self.likelihoods(batch, 1)) - float(loss)
         return abs(difference) <= tolerance * max(1.0, abs(float(loss)))
 
     @torch.no_grad()
     def _lays_exactly(self, layout: Layout) -> bool:
         """Packed examples must give what they give apart, whatever the architecture makes of positions."""
         lengths = (7, 6, 5)  # packing keeps this order
-        with self.resting(), torch.autocast(self.device.place.type, enabled=False):
+        with self.resting(), self.device.exact(), torch.autocast(self.device.place.type, enabled=False):
             self._choose("apart")
             apart = self._states(self._probe("apart", lengths))
             self._choose(layout)
@@ -231,8 +240,11 @@ def _fuse_activations(network: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def load(folder: Path, recipe: Recipe, device: Device) -> PreTrainedModel:
-    """The network in fp32, ready to train, on the device. Raises Failure for a folder that cannot be used."""
+def load(folder: Path, recipe: Recipe, device: Device, stay: bool = False) -> PreTrainedModel:
+    """The network in fp32, ready to train, on the device; `stay`: still in the machine's memory.
+
+    Raises Failure for a folder that cannot be used.
+    """
     inspect(folder)
     try:
         config = config_of(folder)
@@ -255,4 +267,4 @@ def load(folder: Path, recipe: Recipe, device: Device) -> PreTrainedModel:
         parameter.data = parameter.data.clone()
     _quicken(network, device)
     network.train()
-    return network.to(device.place)  # type: ignore[arg-type, no-any-return]
+    return network if stay else network.to(device.place)  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """Optimizer and schedule, from torch and transformers, configured by the recipe."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,24 @@ from transformers import get_scheduler
 from app.recipe import Recipe
 from app.resolution import warmup
 
+if TYPE_CHECKING:
+    from worker.training.sharding import Shards
+
 
 class Optimization:
     """Weights, their optimizer, schedule and gradient scaler: everything that an update touches."""
 
     def __init__(
-        self, parameters: list[nn.Parameter], recipe: Recipe, peak: float, total_steps: int, scaler: Any
+        self,
+        parameters: list[nn.Parameter],
+        recipe: Recipe,
+        peak: float,
+        total_steps: int,
+        scaler: Any,
+        shards: Shards | None = None,
     ) -> None:
-        self.parameters, self.scaler = parameters, scaler
+        """`shards`: whose part `parameters` are, where other processes hold the rest."""
+        self.parameters, self.scaler, self.shards = parameters, scaler, shards
         self._optimizer = _optimizer(parameters, recipe, peak)
         self._max_norm = recipe.max_grad_norm or math.inf
         specific = (
@@ -47,8 +59,14 @@ class Optimization:
 
     def clip(self) -> float:
         """Clips the gradients to the recipe's norm; returns the norm before, not finite after an overflow."""
+        if self.shards is not None and self.scaler.is_enabled():
+            self.shards.share_overflow()
         self.scaler.unscale_(self._optimizer)
-        return float(nn.utils.clip_grad_norm_(self.parameters, self._max_norm, foreach=True))
+        if self.shards is None:
+            return float(nn.utils.clip_grad_norm_(self.parameters, self._max_norm, foreach=True))
+        norm = self.shards.norm()
+        nn.utils.clip_grads_with_norm_(self.parameters, self._max_norm, norm, foreach=True)
+        return float(norm)
 
     def update(self) -> bool:
         """One update; False when the scaler skipped it, in which case the schedule waits too."""
@@ -62,31 +80,42 @@ class Optimization:
 
     def clear(self) -> None:
         """Forgets the gradients but keeps their memory."""
-        self._optimizer.zero_grad(set_to_none=False)
+        if self.shards is not None:
+            self.shards.clear()
+        else:
+            self._optimizer.zero_grad(set_to_none=False)
 
     def gradients(self) -> list[Tensor]:
         """Those of all parameters; zeros where a parameter took no part."""
+        if self.shards is not None:
+            return self.shards.gradients()
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, and what JSON can say."""
+        """Tensors, and what JSON can say. Of parts held here, distributed tensors."""
         tensors = {
             f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
             for index, slots in self._optimizer.state_dict()["state"].items()
             for name, value in slots.items()
             if value is not None
         }
+        if self.shards is not None:
+            order = self._order()
+            tensors = {key: self.shards.join(order[_index(key)], value) for key, value in tensors.items()}
         return tensors, {"schedule_step": self._schedule.last_epoch, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Puts back what `state` gave."""
         slots: dict[int, dict[str, Tensor]] = {}
+        order = self._order()
         for key, tensor in tensors.items():
-            index, name = key.split(".", 1)
-            slots.setdefault(int(index), {})[name] = tensor
+            index, name = _index(key), key.split(".", 1)[1]
+            slots.setdefault(index, {})[name] = (
+                self.shards.cut(order[index], tensor) if self.shards else tensor
+            )
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self._schedule.last_epoch = facts["schedule_step"]
@@ -95,6 +124,14 @@ class Optimization:
         ):
             group["lr"] = base * shape(facts["schedule_step"])
         self.scaler.load_state_dict(facts["scaler"]) if facts["scaler"] else None
+
+    def _order(self) -> list[nn.Parameter]:
+        """The parameters as the optimizer counts them."""
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+
+def _index(key: str) -> int:
+    return int(key.split(".", 1)[0])
 
 
 def _optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, peak: float) -> Optimizer:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from app import resolution
 from app.dataset import Chat, Preference, read
 from app.encoding import Encoder
 from app.recipe import Recipe
-from worker.training import checkpoint, data, device, lora, model
+from worker.training import checkpoint, data, device, lora, model, placement
 from worker.training.batches import order
 from worker.training.checkpoint import Progress, Saver
 from worker.training.data import Encodings, Share
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FREE = {
     "train_batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_devices", "max_runtime",
     "max_step_time", "save_steps", "save_total_limit", "sample_prompts", "sample_max_tokens", "torch_compile",
-    "gradient_checkpointing", "packing",
+    "gradient_checkpointing", "packing", "sharding",
 }  # fmt: skip
 
 
@@ -95,10 +95,10 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
     max_length = _max_length(job)
     # One process encodes, the others then find it done.
     if place.rank:
-        place.barrier()
+        place.barrier(pulse.tick)
     encoded, held = _encode(job, encoder, max_length, pulse)
     if not place.rank:
-        place.barrier()
+        place.barrier(pulse.tick)
     weights = None
     if job.recipe.method == "dpo":
         # One process alone may not leave while the others wait for its sums.
@@ -115,18 +115,22 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
     fingerprint = _fingerprint(job.recipe, encoded, held, weights, batch.total)
     source, progress, notices = checkpoint.choose(job.resume, fingerprint)
     yield from notices
-    progress.micro = min(progress.micro or batch.micro, batch.micro)
+    progress.micro = min(progress.micro or batch.micro, batch.micro, job.fits or batch.micro)
 
     place.seed(job.recipe.seed)
-    network = model.load(job.model if job.recipe.lora_rank or source is None else source, job.recipe, place)
+    folder = job.model if job.recipe.lora_rank or source is None else source
+    network = model.load(folder, job.recipe, place, stay=place.world > 1)
     parameters = sum(p.numel() for p in network.parameters())
+    shards = placement.place(network, job.recipe, parameters, place)
+    place = replace(place, sharded=shards is not None)
     adapted = lora.adapt(network, job.recipe) if job.recipe.lora_rank else None
     trained = Model(network, place, job.recipe)
     trained.end = encoder.end
     for path in trained.prepare(job.recipe):
-        yield Notice("warn", f"{path}_unavailable", f"This architecture does not support {path}; it is off.")
+        yield Notice("warn", f"{path}_unavailable", f"{path} is not supported here; it is off.")
     peak = resolution.rate(job.recipe, parameters)
-    optimization = Optimization(trained.parameters(), job.recipe, peak, plan.total_steps, place.scaler())
+    held_here = shards.parameters if shards else trained.parameters()
+    optimization = Optimization(held_here, job.recipe, peak, plan.total_steps, place.scaler(), shards)
     if source is not None:
         if adapted:
             lora.restore(adapted, source)
@@ -139,7 +143,7 @@ def prepare(job: Job, pulse: Pulse) -> Iterator[Event | Parts]:
         parameters=parameters,
         length=max_length,
         devices=place.world,
-    ) | {"packing": trained.packing}
+    ) | {"packing": trained.packing, "sharding": "full" if shards else "none"}
     tokens, trained_tokens = train.total()
     yield Prepared(
         examples=len(train),

@@ -6,13 +6,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from worker.training import events, failure
-from worker.training.events import Event, Failed, Ready, Step
-from worker.training.failure import Stopped, classify
+from worker.training.events import Busy, Event, Failed, Ready, Step
+from worker.training.failure import Cramped, Stopped, classify
 from worker.training.job import Job, from_arguments
 from worker.training.pulse import Pulse
+from worker.training.siblings import Siblings
 
 
 class Speaker:
@@ -30,9 +32,13 @@ class Speaker:
             self._stream.flush()
 
 
-def run(arguments: Sequence[str], stream: TextIO) -> int:
-    """Trains the job on the command line, or with `--wait` the one that comes on stdin."""
-    pulse, speaker = Pulse(), Speaker(stream)
+def run(arguments: Sequence[str], stream: TextIO, status: Path | None = None) -> int:
+    """Trains the job on the command line, or with `--wait` the one that comes on stdin.
+
+    `status`: where several processes of one job leave how it ended.
+    """
+    speaker, siblings = Speaker(stream), Siblings(status)
+    pulse = Pulse(lambda: None if _rank() else speaker.say(Busy()))
     signal.signal(signal.SIGTERM, pulse.stop)
     signal.signal(signal.SIGINT, pulse.stop)
     try:
@@ -44,19 +50,25 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
         if job is None:
             return failure.STOPPED if pulse.asked else failure.FINISHED
         pulse.tick()
-        pulse.watch(job.recipe.max_step_time, lambda silent: _stalled(speaker, silent))
+        pulse.watch(job.recipe.max_step_time, lambda silent: _stalled(speaker, siblings, silent))
         for event in loop.train(job, pulse):
             if not _rank():
                 speaker.say(event)
-        return failure.FINISHED
-    except Stopped:
+        # The first process publishes after the others are done, and may yet fail.
+        return failure.FINISHED if _rank() else siblings.end(failure.FINISHED)
+    except Cramped as cramped:
+        if siblings.first(failure.STOPPED):
+            speaker.say(cramped.notice)
         return failure.STOPPED
+    except Stopped:
+        return siblings.end(failure.STOPPED)
     except BrokenPipeError:
         return failure.BROKEN  # nobody listens any more
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         found = classify(error)
-        speaker.say(Failed(found.code, found.message, found.param, speaker.step))
+        if siblings.first(found.exit_status):
+            speaker.say(Failed(found.code, found.message, found.param, speaker.step))
         return found.exit_status
 
 
@@ -88,7 +100,8 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _stalled(speaker: Speaker, silent: float) -> None:
+def _stalled(speaker: Speaker, siblings: Siblings, silent: float) -> None:
     message = f"No micro-step has ended for {silent:.0f} s (max_step_time); the last checkpoint still stands."
-    speaker.say(Failed("stalled", message, "max_step_time", speaker.step))
+    if siblings.first(failure.TIME_OVER):
+        speaker.say(Failed("stalled", message, "max_step_time", speaker.step))
     os._exit(failure.TIME_OVER)

@@ -43,7 +43,7 @@ def evaluate_now(parts: Parts, pulse: Pulse) -> Generator[Event, None, bool]:
         yield said
     progress.evaluations.append({k: None if _is_odd(v) else v for k, v in row.items()})
     progress.loss_sum, progress.loss_tokens = 0.0, 0
-    if parts.job.recipe.sample_prompts and not device.rank:
+    if parts.job.recipe.sample_prompts and (device.sharded or not device.rank):
         yield sample(parts.model, parts.encoder, parts.job.recipe, progress.step)
     return is_best and keeps_best(parts)
 
