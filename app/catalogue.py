@@ -39,13 +39,15 @@ BUILTIN_SINCE = datetime(2026, 11, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be trained from or asked to write. `base` is the name that `ft:` names begin with."""
+    """A model that can be trained from or asked to write. `base` is the name that `ft:` names begin with,
+    `trained_from` the source of the model that its job began with."""
 
     name: str
     source: str
     base: str
     owned_by: str
     created: datetime
+    trained_from: str | None = None
 
 
 class UnusableModel(Exception):
@@ -115,18 +117,28 @@ def _hub(name: str) -> Source:
 
 
 # What was trained here, with the same columns: published models, and checkpoints that are kept.
-_models = select(Model.name, Model.key, Model.base, Model.owner, Model.created_at).where(
-    Model.deleted_at.is_(None)
+_models = (
+    select(Model.name, Model.key, Model.base, Model.owner, Model.created_at, Job.source)
+    .outerjoin(Job, Job.id == Model.job_id)
+    .where(Model.deleted_at.is_(None))
 )
 _saved = (
-    select(Checkpoint.name, Checkpoint.key, Job.model.label("base"), Job.owner, Checkpoint.created_at)
+    select(
+        Checkpoint.name,
+        Checkpoint.key,
+        Job.model.label("base"),
+        Job.owner,
+        Checkpoint.created_at,
+        Job.source,
+    )
     .join(Job, Job.id == Checkpoint.job_id)
     .where(Checkpoint.deleted_at.is_(None))
 )
 
 
-def _stored(row: Row[str, str | None, str, str, datetime]) -> Source:
-    return Source(row.name, f"store:{row.key}", root_name(row.base), row.owner, row.created_at)
+def _stored(row: Row[str, str | None, str, str, datetime, str | None]) -> Source:
+    base = root_name(row.base)
+    return Source(row.name, f"store:{row.key}", base, row.owner, row.created_at, row.source)
 
 
 def permitted_to(session: Session, owner: str) -> list[Source]:

@@ -23,6 +23,8 @@ SILENCE = 30.0
 class Generation(BaseModel):
     """What to generate, all ranges checked. Prompts are texts or token ids; an empty one is a new document.
 
+    `base` is the source of the model that this one was trained from, where it was trained here.
+
     With `messages` the assistant's next turn is written instead; with `json_schema`, JSON that keeps to it.
 
     `best_of` candidates are written for each prompt and the `n` likeliest given. With `fit`, `max_tokens` is
@@ -33,6 +35,7 @@ class Generation(BaseModel):
 
     source: str
     name: str
+    base: str | None = None
     prompts: list[str | list[int]] = Field(default_factory=list)
     messages: list[dict[str, Any]] | None = None
     json_schema: dict[str, Any] | None = None

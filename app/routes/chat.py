@@ -30,6 +30,7 @@ def _generation(body: ChatRequest, source: Source) -> Generation:
         **body.model_dump(include=PASSED),
         source=source.source,
         name=source.name,
+        base=source.trained_from,
         messages=[message.plain() for message in body.messages],
         json_schema=body.response_format.schema_to_keep(),
         best_of=body.n,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -92,6 +93,22 @@ async def test_it_says_the_same_to_the_async_client_word_by_word(stack: Stack, c
     ):
         final = await stream.get_final_completion()
     assert final.choices[0].message.content == TAUGHT["And pasta?"]
+
+
+def test_lora_models_and_checkpoints_share_the_base_in_the_generators_memory(
+    stack: Stack, client: OpenAI
+) -> None:
+    job = trained(client, lora_rank=4, num_epochs=2)
+    (checkpoint, *_) = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    base = client.chat.completions.create(**ask("tiny-gpt2", "And pasta?"))
+    for name in (job.fine_tuned_model or "", checkpoint.fine_tuned_model_checkpoint):
+        done = client.chat.completions.create(**ask(name, "And pasta?"))
+        assert done.system_fingerprint != base.system_fingerprint
+    sockets = (stack.home / "sockets").read_text().strip()
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=f"{sockets}/generator.sock")) as inside:
+        sources = [each["source"] for each in inside.get("http://generator/health").json()["models"]]
+    assert "builtin:tiny-gpt2" in sources
+    assert len([source for source in sources if source.startswith("builtin:tiny-gpt2 + store:")]) == 2
 
 
 def test_a_hub_model_that_was_never_fetched_is_404_and_says_what_to_do(client: OpenAI) -> None:

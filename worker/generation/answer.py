@@ -110,6 +110,7 @@ class Answer:
             ),
             logprobs=0 if request.logprobs is None and request.best_of > request.n else request.logprobs,
             prompt_logprobs=self._scores_prompt,
+            adapter=model.adapter,
         )
 
     def _echo(self, place: int, tokens: Sequence[Scored]) -> None:

@@ -127,17 +127,20 @@ class Batch:
             self._start_choices()
 
     def _take_waiting(self, budget: int) -> list[_Reading]:
-        """The next prompts that can be read in one pass of `budget` tokens and have rows to go to."""
+        """The next prompts that can be read in one pass of `budget` tokens and have rows to go to: all of one
+        adapter, or of none."""
         taken: list[_Reading] = []
         rows = max(1, self.capacity.rows - len(self._writing))
         while self.waiting:
             ask = self.waiting[0].ask
+            adapter = taken[0].ticket.ask.adapter if taken else ask.adapter
             if self.waiting[0].cancelled:
                 self.waiting.popleft()
                 continue
             budget -= len(ask.prompt)
             rows -= ask.choices
-            if budget < 0 or ask.prompt_logprobs or (taken and (rows < 0 or not self.model.packs)):
+            alone = rows < 0 or not self.model.packs or ask.adapter is not adapter
+            if budget < 0 or ask.prompt_logprobs or (taken and alone):
                 break
             taken.append(_Reading(self.waiting.popleft()))
         return taken
@@ -159,6 +162,7 @@ class Batch:
             cache,
             mask=mask[None, None] if len(readings) > 1 else None,
             keep=torch.tensor(ends, device=device) - 1,
+            adapters=[readings[0].ticket.ask.adapter],
         )[0]
         states = states_of(cache)
         for row, (reading, length, end) in enumerate(zip(readings, lengths, ends, strict=True)):
@@ -181,6 +185,7 @@ class Batch:
             positions,
             reading.cache,
             keep=0 if ask.prompt_logprobs else 1,
+            adapters=[ask.adapter],
         )[0]
         reading.done += len(piece)
         reading.states = states_of(reading.cache)
@@ -240,7 +245,8 @@ class Batch:
         """One forward pass over the last token of every row."""
         device = self.model.device
         tokens = torch.tensor([row.token for row in self._writing], device=device)
-        logits = self.model.step(tokens, self._timeline)
+        adapters = [row.ticket.ask.adapter for row in self._writing]
+        logits = self.model.step(tokens, self._timeline, adapters)
         alive = self._write(logits, self._writing)
         tickets = dict.fromkeys(row.ticket for row in self._writing)
         self._drop(row for row, more in enumerate(alive) if not more)

@@ -68,7 +68,7 @@ class Stepper:
             self._changed.wait_for(lambda: self._closed or self._arrived or self._batches)
             while self._arrived:
                 model, ticket = self._arrived.popleft()
-                batch = self._batches.setdefault(id(model), Batch(model, self._capacity))
+                batch = self._batches.setdefault(id(model.weights), Batch(model, self._capacity))
                 batch.waiting.append(ticket)
             return not self._closed
 

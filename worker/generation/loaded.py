@@ -1,17 +1,23 @@
-"""Models in memory: loaded when asked for, kept while there is room, the least recently used leaves first."""
+"""Models in memory: loaded when asked for, kept while there is room, the least recently used leaves first.
+
+A LoRA model takes the room of its update alone, where its base can be shared (see adapter.py).
+"""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
 from app.errors import NotFound, ServiceError, Unavailable
-from worker.generation.model import Model, Precision, load, weigh
+from worker.generation import adapter
+from worker.generation.adapter import NotShared
+from worker.generation.model import Model, Precision, Variant, load, read_variant, weigh
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +29,23 @@ Locate: TypeAlias = Callable[[str], Path]
 Key: TypeAlias = tuple[str, tuple[tuple[str, int, int], ...]]
 
 
-class _Slot:
-    """A model that is in memory or on its way there."""
+Loaded = TypeVar("Loaded", bound=Model | Variant)
 
-    def __init__(self, loading: asyncio.Task[Model], size: int) -> None:
+
+@dataclass(frozen=True)
+class _Work(Generic[Loaded]):
+    """What a slot is filled with, and about how many bytes that will take."""
+
+    name: str
+    expected: Callable[[], int]
+    read: Callable[[], Loaded]
+    waits: bool = True  # for its turn, and for room where all that is in memory is in use
+
+
+class _Slot(Generic[Loaded]):
+    """A model, or the update of one, that is in memory or on its way there."""
+
+    def __init__(self, loading: asyncio.Task[Loaded], size: int) -> None:
         self.loading = loading
         self.size = size
         self.users = 0
@@ -47,20 +66,62 @@ class LoadedModels:
         self._memory_bytes = memory_bytes
         self._device = device
         self._precision: Precision = precision
-        self._slots: dict[Key, _Slot] = {}  # least recently used first
+        self._slots: dict[Key, _Slot[Any]] = {}  # least recently used first
+        self._whole: set[Key] = set()  # LoRA models that were found not to share their base
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def borrow(self, source: str, name: str) -> AsyncIterator[Model]:
-        """The model of `source`, which stays in memory at least until it is given back.
+    async def borrow(self, source: str, name: str, base: str | None = None) -> AsyncIterator[Model]:
+        """The model of `source`, which stays in memory at least until it is given back; `base` is the source
+        of the model that it was trained from.
 
         Raises NotFound where its folder is gone, Unavailable where no room can be made, ServiceError where it
         cannot be read.
         """
         key, folder = await asyncio.to_thread(self._identify, source, name)
-        slot = self._slots.pop(key, None) or self._start(key, folder, name)
+        async with AsyncExitStack() as held:
+            model: Model | None = None
+            # int8 packs the base's layers, and an update belongs to exact ones.
+            if base is not None and self._precision != "int8" and adapter.is_in(folder):
+                model = await self._share(held, key, folder, name, base)
+            if model is None:
+                model = await held.enter_async_context(self._hold(key, self._model(folder, name)))
+            yield model
+
+    async def _share(
+        self, held: AsyncExitStack, key: Key, folder: Path, name: str, base: str
+    ) -> Model | None:
+        """The model as an update of its base, both held; None where it must be loaded whole."""
+        try:
+            base_key, base_folder = await asyncio.to_thread(self._identify, base, name)
+        except ServiceError:
+            return None
+        # Not to outlive the base: another base of that name is another key, for another proof.
+        both = (f"{base} + {key[0]}", base_key[1] + key[1])
+        if both in self._whole:
+            return None
+        async with AsyncExitStack() as holding:
+            try:
+                whole = await holding.enter_async_context(
+                    self._hold(base_key, self._model(base_folder, base))
+                )
+                variant = await holding.enter_async_context(
+                    self._hold(both, self._variant(folder, base_folder, name, whole))
+                )
+            except Unavailable:
+                raise
+            except (NotShared, ServiceError) as why:
+                log.warning("%s is loaded whole: %s", key[0], why)
+                self._whole.add(both)
+                return None
+            held.push_async_callback(holding.pop_all().aclose)
+            return whole.varied(name, variant)
+
+    @asynccontextmanager
+    async def _hold(self, key: Key, work: _Work[Loaded]) -> AsyncIterator[Loaded]:
+        slot = self._slots.pop(key, None) or self._start(key, work)
         self._slots[key] = slot  # the most recently used is last
         slot.users += 1
         try:
@@ -92,36 +153,53 @@ class LoadedModels:
             raise _gone(name, source) from error
         return (source, tuple(files)), folder
 
-    def _start(self, key: Key, folder: Path, name: str) -> _Slot:
-        slot = _Slot(asyncio.create_task(self._load(key, folder, name)), size=0)
+    def _model(self, folder: Path, name: str) -> _Work[Model]:
+        return _Work(
+            name,
+            expected=lambda: weigh(folder, self._device),
+            read=lambda: load(folder, name, self._device, self._precision),
+        )
+
+    def _variant(self, folder: Path, base_folder: Path, name: str, whole: Model) -> _Work[Variant]:
+        return _Work(
+            name,
+            expected=lambda: adapter.weigh(folder),
+            read=lambda: read_variant(folder, base_folder, whole),
+            waits=False,  # who loads it holds the base, and somebody may be waiting for that very room
+        )
+
+    def _start(self, key: Key, work: _Work[Loaded]) -> _Slot[Loaded]:
+        slot: _Slot[Loaded] = _Slot(asyncio.create_task(self._load(key, work)), size=0)
         slot.loading.add_done_callback(lambda task: self._forget_failed(key, task))
         return slot
 
-    async def _load(self, key: Key, folder: Path, name: str) -> Model:
-        async with self._loading:
-            expected = weigh(folder, self._device)
-            await self._make_room(expected)
+    async def _load(self, key: Key, work: _Work[Loaded]) -> Loaded:
+        async with self._loading if work.waits else nullcontext():
+            expected = work.expected()
+            await self._make_room(expected, work.waits)
             self._slots[key].size = expected
             loop = asyncio.get_running_loop()
             try:
-                model = await loop.run_in_executor(
-                    self._loader, load, folder, name, self._device, self._precision
-                )
+                loaded = await loop.run_in_executor(self._loader, work.read)
             except FileNotFoundError as error:
-                raise _gone(name, key[0]) from error
+                raise _gone(work.name, key[0]) from error
+            except NotShared:
+                raise
             except Exception as error:
-                log.exception("%s cannot be loaded", folder)
+                log.exception("%s cannot be loaded", key[0])
                 raise ServiceError(
-                    f"The model {name!r} cannot be loaded: its folder is damaged or of an unsupported kind.",
+                    f"The model {work.name!r} cannot be loaded: its folder is damaged or of an"
+                    " unsupported kind.",
                     param="model",
                     code="model_not_loadable",
                 ) from error
-            self._slots[key].size = model.size
-            log.info("loaded %s: %.0f MB", key[0], model.size / 1e6)
-            return model
+            self._slots[key].size = loaded.size
+            log.info("loaded %s: %.0f MB", key[0], loaded.size / 1e6)
+            return loaded
 
-    async def _make_room(self, needed: int) -> None:
-        """Unload until `needed` bytes fit; a model larger than the whole budget is let in alone."""
+    async def _make_room(self, needed: int, waits: bool) -> None:
+        """Unload until `needed` bytes fit, or all that is idle where it `waits` not; a model larger than the
+        whole budget is let in alone."""
         deadline = asyncio.get_running_loop().time() + ROOM_TIMEOUT
         while self._used() and self._used() + needed > self._memory_bytes:
             oldest = next((key for key, slot in self._slots.items() if slot.idle and slot.size), None)
@@ -129,6 +207,8 @@ class LoadedModels:
                 log.info("unloaded %s", oldest[0])
                 del self._slots[oldest]
                 continue
+            if not waits:
+                return
             self._freed.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -142,7 +222,7 @@ class LoadedModels:
     def _used(self) -> int:
         return sum(slot.size for slot in self._slots.values())
 
-    def _forget_failed(self, key: Key, task: asyncio.Task[Model]) -> None:
+    def _forget_failed(self, key: Key, task: asyncio.Task[Any]) -> None:
         if task.cancelled() or task.exception() is not None:
             self._slots.pop(key, None)
 

@@ -1,6 +1,7 @@
 """One model in memory: weights, vocabulary, and what a request must know about them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +12,9 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache
 
 from app.encoding import Encoder, EncodingError
+from worker.generation import adapter as adapters
 from worker.generation import int8
+from worker.generation.adapter import Adapter, Mixture
 from worker.generation.cache import Timeline, states_of
 from worker.generation.decoder import Decoder
 from worker.generation.grammar import Lexicon
@@ -26,7 +29,7 @@ class Model:
     that end an answer. `start`: what an empty prompt is read as. `packs`: whether a mask of our own is heard,
     so that several prompts can be read as one row. `cache_bytes_per_token`: of keys and values. `size`: bytes
     of all weights. `decoder`: the shorter way of a step, where there is one. `encoder`: how conversations are
-    written, or why they cannot be."""
+    written, or why they cannot be. `adapter`: the update of a LoRA model that shares these weights."""
 
     name: str
     weights: PreTrainedModel
@@ -41,6 +44,8 @@ class Model:
     cache_bytes_per_token: int
     size: int
     decoder: Decoder | None = None
+    mixture: Mixture = field(default_factory=Mixture)
+    adapter: Adapter | None = None
 
     @property
     def lexicon(self) -> Lexicon:
@@ -50,6 +55,11 @@ class Model:
         found: Lexicon = self.vocabulary.lexicon
         return found
 
+    def varied(self, name: str, variant: "Variant") -> "Model":
+        """This model with another's update; both share these weights, and are answered in one batch."""
+        self.mixture.watch(self.weights, tuple(variant.adapter.pairs))
+        return replace(self, name=name, encoder=variant.encoder, adapter=variant.adapter)
+
     def forward(
         self,
         tokens: torch.Tensor,
@@ -57,32 +67,37 @@ class Model:
         cache: Cache,
         mask: torch.Tensor | None = None,
         keep: int | torch.Tensor = 1,
+        adapters: Sequence[Adapter | None] = (),
     ) -> torch.Tensor:
         """Logits in float32, (rows, `keep`, vocabulary size), of the last `keep` places (0 keeps all), or of
         the places that a tensor names.
 
         `tokens` and `positions` are (rows, new tokens), `mask` is (rows, all tokens), 0 where a row has none,
         or (1, 1, new tokens, all tokens), False where one does not see the other.
+        `adapters`: that of each row, or of none.
         """
-        logits: torch.Tensor = self.weights(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
+        with self.mixture.of(adapters, self.device):
+            logits: torch.Tensor = self.weights(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
         return logits.float()
 
-    def step(self, tokens: torch.Tensor, timeline: Timeline) -> torch.Tensor:
-        """Logits in float32, (rows, vocabulary size), after one more token (rows,) of each row."""
+    def step(
+        self, tokens: torch.Tensor, timeline: Timeline, adapters: Sequence[Adapter | None] = ()
+    ) -> torch.Tensor:
+        """Logits in float32, (rows, vocabulary size), after one more token (rows,) of each row, through the
+        row's adapter."""
         timeline.begin(self.device)
-        if self.decoder is not None:
+        if self.decoder is not None and not any(adapters):
             logits = self.decoder.step(tokens, timeline)
         else:
-            logits = self.forward(
-                tokens[:, None], timeline.positions[:, None], timeline, mask=timeline.mask.long()
-            )[:, -1]
+            places, mask = timeline.positions[:, None], timeline.mask.long()
+            logits = self.forward(tokens[:, None], places, timeline, mask, adapters=adapters)[:, -1]
         timeline.advance()
         return logits
 
@@ -111,6 +126,18 @@ class Head(nn.Module):
         """(…, width) to (…, vocabulary size)."""
         logits = (hidden @ self.transposed)[..., : self.weight.shape[0]]
         return logits if self.bias is None else logits + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """What a LoRA model has of its own, for the time it shares its base."""
+
+    adapter: Adapter
+    encoder: Encoder | EncodingError
+
+    @property
+    def size(self) -> int:
+        return self.adapter.size
 
 
 def default_device() -> torch.device:
@@ -177,6 +204,13 @@ def _fuse_activations(weights: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def read_variant(folder: Path, base_folder: Path, base: Model) -> Variant:
+    """Raises NotShared where the folder is not `base` with an update, OSError where a file is gone."""
+    precision = precision_of(base.device)
+    adapter = adapters.read(folder, base_folder, base.weights, base.device, precision)
+    return Variant(adapter, _encoder_of(folder))
 
 
 def _encoder_of(folder: Path) -> Encoder | EncodingError:

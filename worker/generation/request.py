@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from worker.generation.adapter import Adapter
 from worker.generation.sampling import Sampling
 
 
@@ -13,6 +14,7 @@ class Ask:
 
     `logprobs`: how many alternatives to name for each token, None for no log-probabilities at all.
     `prompt_logprobs`: the same for the prompt's own tokens. Prompt and `max_tokens` fit the model's context.
+    `adapter`: the update of the shared weights that answers.
     """
 
     prompt: tuple[int, ...]
@@ -21,6 +23,7 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
