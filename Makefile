@@ -24,8 +24,8 @@ demo: $(VENV)/runtime ## the whole main job on this machine, in a home that is t
 up: $(VENV)/runtime ## start everything and stay; Ctrl-C stops it
 	@exec $(BIN)/python -m app.cli up
 
-test: $(VENV)/development ## the whole test suite
-	@$(BIN)/python -m pytest --quiet
+test: $(VENV)/development ## the whole test suite, two files at a time
+	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
 
 chaos: $(VENV)/development ## hurt the real service in every way and check its promises; 5 to 8 minutes
 	@$(BIN)/python -m tests.chaos

@@ -22,6 +22,7 @@ from app.routes import (
     chat,
     completions,
     deliveries,
+    diagnosis,
     files,
     health,
     inspections,
@@ -78,8 +79,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = Store(settings.storage_folder)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
-    parts = (files, inspections, jobs, progress, permissions, models, completions, chat, webhooks, deliveries)
-    for part in (*parts, keys, audit_log, uploads):
+    training = (jobs, progress, diagnosis, permissions)
+    parts = (files, uploads, inspections, *training, models, completions, chat, webhooks, deliveries)
+    for part in (*parts, keys, audit_log):
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -1,6 +1,6 @@
 """A key's requests a minute, counted in the database: exact over all API processes.
 
-Why there and not in Redis or in each process: docs/decisions/limits-are-counted-in-postgres.md.
+Why there and not in Redis or in each process: docs/decisions/0001-limits-are-counted-in-postgres.md.
 """
 
 import math

@@ -89,6 +89,8 @@ def resolve(
         "total_train_batch_size": batch.total,
         "eval_batch_size": batch.micro if recipe.eval_batch_size == "auto" else recipe.eval_batch_size,
         "num_devices": devices,
+        # Several devices decide by their memory, which is known once they are there.
+        "sharding": "none" if devices == 1 else recipe.sharding,
         "learning_rate": rate(recipe, parameters),
         "learning_rate_multiplier": 1 if multiplier == "auto" else multiplier,
         "lr_scheduler_warmup_steps": warmup(recipe, course.total),

@@ -102,7 +102,7 @@ def test_openais_hyperparameters_are_taken_in_either_place(make: Make) -> None:
         ),
         ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method"),
         ({"method": {"type": "supervise"}}, "method.type", "invalid_value"),
-        ({"metadata": {"k": "v" * 513}}, "metadata", None),
+        ({"metadata": {"k": "v" * 513}}, "metadata", "invalid_value"),
         ({"metadata": {"k": "a\0b"}}, None, "invalid_value"),
         (
             {"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]},

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from openai import OpenAI
-from sqlalchemy import Engine, event, select, text
+from sqlalchemy import Engine, event, select, text, update
 
 from app import feed as feeds
 from app.database import Database, WorkerDatabase
@@ -21,7 +21,8 @@ from app.feed import Feed, feeding
 from app.feed_rows import Cursor
 from app.lifecycle import claims, wishes
 from app.lifecycle.history import note
-from app.tables import Event
+from app.recipe import Recipe
+from app.tables import Event, Job
 from tests.app.conftest import Api, serving
 from worker.rows import Rows
 from worker.training.events import Evaluated, Step
@@ -303,3 +304,22 @@ async def test_a_listener_that_leaves_is_forgotten(feed: Feed, run: Run) -> None
             break
         assert feed._channels
     assert not feed._channels
+
+
+def test_a_job_is_diagnosed_from_its_rows(
+    client: OpenAI, api: Api, database: WorkerDatabase, job_id: str
+) -> None:
+    path = f"/fine_tuning/jobs/{job_id}/diagnosis"
+    assert client.get(path, cast_to=object)["findings"] == []  # type: ignore[index]
+    run = Run(api, database, job_id)
+    recipe = Recipe.from_request({"lr_scheduler_warmup_steps": 1000, "learning_rate": 1e-3, "num_epochs": 1})
+    resolved = recipe.model_dump(mode="json") | {"train_batch_size": 8, "gradient_accumulation_steps": 1}
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(resolved=resolved, total_steps=100))
+    run.steps(*range(1, 31))
+    said: Any = client.get(path, cast_to=object)
+    assert [finding["code"] for finding in said["findings"]] == ["warmup_longer_than_run"]
+    finding = said["findings"][0]
+    assert "1,000 of 100 steps" in finding["says"]
+    assert finding["evidence"] == {"metric": "learning_rate", "points": [{"step": 100, "value": 1e-3}]}
+    assert finding["remedies"][0]["hyperparameters"] == {"lr_scheduler_warmup_steps": "auto"}

@@ -7,6 +7,7 @@ import pytest
 from app.database import WorkerDatabase
 from tests.app.conftest import Api
 from tests.app.conftest import api as api
+from tests.app.conftest import more_settings as more_settings
 from tests.conformance.driver import Asynchronous, Synchronous
 from tests.stand_ins.reporter import Reporter
 
