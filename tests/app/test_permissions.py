@@ -134,6 +134,17 @@ def test_a_permission_for_one_name_is_none_for_another(client: OpenAI, stranger:
 
 
 @pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("name", [NAME, SAVED])
+def test_a_permission_for_one_owner_is_none_for_another(client: OpenAI, stranger: OpenAI, name: str) -> None:
+    permissions = client.fine_tuning.checkpoints.permissions
+    (permission,) = permissions.create(name, project_ids=["stranger too"])
+    with pytest.raises(openai.NotFoundError):
+        stranger.models.retrieve(name)
+    assert name not in [model.id for model in stranger.models.list()]
+    permissions.delete(permission.id, fine_tuned_model_checkpoint=name)
+
+
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("name", ["ft:other", "ft:nobody", "tiny-gpt2", "ftckpt_1"])
 def test_only_ones_own_can_be_shared(client: OpenAI, name: str) -> None:
     with pytest.raises(openai.NotFoundError):
