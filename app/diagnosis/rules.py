@@ -74,7 +74,10 @@ def diverging(course: Course) -> Finding | None:
     if not course.recipe.get("max_grad_norm"):
         remedies.append(Remedy("Scale large gradients down.", {"max_grad_norm": 1.0}))
     if not course.recipe.get("lr_scheduler_warmup_steps"):
-        remedies.append(Remedy("Begin slowly.", {"lr_scheduler_warmup_steps": "auto"}))
+        slowly = {"lr_scheduler_warmup_steps": "auto"}
+        if course.recipe.get("lr_scheduler_type") == "constant":  # which has no warm-up
+            slowly["lr_scheduler_type"] = "constant_with_warmup"
+        remedies.append(Remedy("Begin slowly.", slowly))
     return Finding("diverging", f"{told}{risen}: the steps are too large.", Evidence("loss", marks), remedies)
 
 

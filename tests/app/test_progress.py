@@ -313,7 +313,8 @@ def test_a_job_is_diagnosed_from_its_rows(
     assert client.get(path, cast_to=object)["findings"] == []  # type: ignore[index]
     run = Run(api, database, job_id)
     recipe = Recipe.from_request({"lr_scheduler_warmup_steps": 1000, "learning_rate": 1e-3, "num_epochs": 1})
-    resolved = recipe.model_dump(mode="json") | {"train_batch_size": 8, "gradient_accumulation_steps": 1}
+    batch = {"train_batch_size": 8, "gradient_accumulation_steps": 1, "total_train_batch_size": 8}
+    resolved = recipe.model_dump(mode="json") | batch | {"max_length": 64}
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job_id).values(resolved=resolved, total_steps=100))
     run.steps(*range(1, 31))
