@@ -4,7 +4,7 @@ JSON Lines, CSV and Parquet, whose rows all have one of the shapes in `app.shape
 reader a format serves both the check and the training, so that what was accepted can be read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -213,3 +213,17 @@ def read(path: Path, format: Format, columns: Columns | None = None) -> Iterator
         if isinstance(row, DatasetError):
             raise row
         yield row.example
+
+
+def in_batches(examples: Iterable[Example], rows: int, characters: int) -> Iterator[list[Example]]:
+    """Lists of at most so many examples, and of little more than so many characters of text."""
+    batch: list[Example] = []
+    held = 0
+    for example in examples:
+        batch.append(example)
+        held += len(example.text) if isinstance(example, Text) else 1_000
+        if held > characters or len(batch) >= rows:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from app import cutting, resolution
 from app.cutting import Cutter, TooLong, Window
-from app.dataset import Example, Preference, Text
+from app.dataset import Example, Preference, Text, in_batches
 from app.encoding import Encoded, Encoder
 from app.recipe import Recipe
 
@@ -74,7 +74,7 @@ class Lens:
     def look(self, examples: Iterable[Example]) -> Iterator[Seen]:
         """The rows, each once all of it was read. Raises EncodingError with a line."""
         row: Seen | None = None
-        for batch in _batches(examples):
+        for batch in in_batches(examples, BATCH_ROWS, BATCH_CHARACTERS):
             pairs = [example for example in batch if isinstance(example, Preference)]
             if pairs:
                 for pair, both in zip(pairs, self.encoder.encode_answers(pairs), strict=True):
@@ -132,19 +132,6 @@ class Lens:
             row.outcome = CUT[self.recipe.excess_length]
         if last and not row.windows and row.outcome != "dropped":
             row.outcome = "untrained"
-
-
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    batch: list[Example] = []
-    characters = 0
-    for example in examples:
-        batch.append(example)
-        characters += len(example.text) if isinstance(example, Text) else 1_000
-        if characters > BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.dataset import Columns, Example, Format, Text, read
+from app.dataset import Columns, Example, Format, in_batches, read
 from app.encoding import Encoder
 from app.recipe import Method, Recipe
 from worker.training import manifest, pairs
@@ -195,7 +195,7 @@ def _write(
     files = {name: (temporary / f"{name}.bin").open("wb") for name in names}
     files["starts"].write(np.int64(0).tobytes())
     try:
-        for batch in _batches(examples):
+        for batch in in_batches(examples, BATCH_ROWS, BATCH_CHARACTERS):
             beat()
             cutter.feed(encoder, batch)
             for name, array in cutter.take().items():
@@ -215,19 +215,6 @@ def _write(
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     manifest.sync(folder.parent)
-
-
-def _batches(examples: Iterator[Example]) -> Iterator[list[Example]]:
-    batch: list[Example] = []
-    characters = 0
-    for example in examples:
-        batch.append(example)
-        characters += len(example.text) if isinstance(example, Text) else 1_000
-        if characters > BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _digest(path: Path) -> str:
