@@ -1,10 +1,7 @@
 """A folder as a zip, made while it is read: no temporary copy, and no limit at 4 GB."""
 
 import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-CHUNK = 1024 * 1024
+from collections.abc import Callable, Iterator, Sequence
 
 
 class _Pipe:
@@ -29,18 +26,18 @@ class _Pipe:
         return data
 
 
-def zip_folder(folder: Path, names: Sequence[str], inside: str) -> Iterator[bytes]:
+def zip_files(read: Callable[[str], Iterator[bytes]], names: Sequence[str], inside: str) -> Iterator[bytes]:
     """The named files below `inside/`, stored uncompressed (weights do not shrink).
 
-    Raises FileNotFoundError, cutting the stream, when the folder is deleted meanwhile.
+    Raises what `read` raises, cutting the stream: FileNotFoundError for what is deleted meanwhile.
     """
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             member = zipfile.ZipInfo(f"{inside}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
             member.external_attr = 0o644 << 16
-            with (folder / name).open("rb") as file, archive.open(member, "w", force_zip64=True) as entry:
-                while data := file.read(CHUNK):
+            with archive.open(member, "w", force_zip64=True) as entry:
+                for data in read(name):
                     entry.write(data)
                     yield pipe.take()
             yield pipe.take()

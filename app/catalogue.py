@@ -58,15 +58,18 @@ def builtin_folder(settings: Settings) -> Path:
     return settings.home / "builtin" / tiny.NAME
 
 
-def locate(source: str, settings: Settings) -> Path:
-    """The folder of a source. Raises FileNotFoundError when it is gone or (hub) was never fetched."""
+def locate(source: str, settings: Settings, store: Store) -> Path:
+    """The folder of a source, as long as it takes to have it on this machine.
+
+    Raises FileNotFoundError when it is gone or (hub) was never fetched, OSError.
+    """
     kind, _, name = source.partition(":")
     if kind == "builtin":
         return tiny.ensure(builtin_folder(settings))
     if kind == "folder" and settings.base_models is not None:
         path = settings.base_models / name
     elif kind == "store":
-        path = Store(settings.storage_folder).path(name)
+        path = store.fetch_folder(name)
     elif kind == "hub":
         path = hub_folder(name, settings)
     else:
@@ -187,8 +190,8 @@ def find_for_job(session: Session, name: str, owner: str, settings: Settings) ->
         raise InvalidRequest(error.message, param="model", code="model_not_found") from error
     if source.source.startswith("folder:"):
         try:
-            check_folder(locate(source.source, settings))
-        except (UnusableModel, FileNotFoundError) as error:
+            check_folder((settings.base_models or Path()) / source.name)
+        except UnusableModel as error:
             raise InvalidRequest(
                 f"The model {name!r} cannot be trained: {error}", param="model", code="model_not_supported"
             ) from error

@@ -49,7 +49,7 @@ async def answer(desk: Desk, body: job_request.JobRequest) -> JsonObject:
         **UNKNOWN,
     }
     try:
-        folder = await asyncio.to_thread(catalogue.locate, source.source, desk.settings)
+        folder = await asyncio.to_thread(catalogue.locate, source.source, desk.settings, desk.store)
         size = await asyncio.to_thread(weights.measure, folder)
     except (OSError, ValueError, KeyError, json.JSONDecodeError):
         told = (
@@ -71,7 +71,7 @@ async def answer(desk: Desk, body: job_request.JobRequest) -> JsonObject:
 
 async def _count(desk: Desk, row: File, folder: Path, recipe: Recipe) -> JsonObject:
     question = {
-        **subject.of_file(row, desk.store),
+        **await asyncio.to_thread(subject.of_file, row, desk.store),
         "folder": str(folder),
         "rows": row.rows,
         "recipe": recipe.model_dump(mode="json"),

@@ -5,10 +5,8 @@ claim that could have reported it is fenced off: it goes at once. Anything else 
 """
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from sqlalchemy import select
@@ -49,8 +47,7 @@ def parts(store: Store) -> list[Part]:
     """All that lies in the store, in parts that one query can look up."""
     found = []
     for kind in KINDS:
-        folder = store.root / kind
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        names = store.names(kind)
         found += [Part(kind, tuple(names[at : at + BATCH])) for at in range(0, len(names), BATCH)]
     return found
 
@@ -91,50 +88,36 @@ def _known_jobs(session: Session, ids: tuple[str, ...]) -> Known:
 def remove(store: Store, part: Part, known: Known) -> list[str]:
     """Remove what is not known of this part; the keys that went."""
     gone = []
-    for path, patience in _unknown(store, part, known):
-        if _age(path) > patience:
-            key = path.relative_to(store.root).as_posix()
+    for key, patience in _unknown(store, part, known):
+        if store.age(key) > patience:
             store.delete(key)
             gone.append(key)
     return gone
 
 
-def _unknown(store: Store, part: Part, known: Known) -> Iterator[tuple[Path, float]]:
-    """Paths, and how many seconds old they must be to go."""
+def _unknown(store: Store, part: Part, known: Known) -> Iterator[tuple[str, float]]:
+    """Keys, and how many seconds old they must be to go."""
     for name in part.names:
-        path = store.root / part.kind / name
+        key = f"{part.kind}/{name}"
         if part.kind != "jobs":
-            if f"{part.kind}/{name}" not in known.keys:
-                yield path, ABANDONED_AFTER
+            if key not in known.keys:
+                yield key, ABANDONED_AFTER
         elif name not in known.jobs:
-            yield path, ABANDONED_AFTER
+            yield key, ABANDONED_AFTER
         else:
             running, epoch = known.jobs[name]
-            for attempt in _folders(path):
-                form = EPOCH.fullmatch(attempt.name)
+            for attempt in store.names(key):
+                form = EPOCH.fullmatch(attempt)
                 if form is not None and (int(form[1]) < epoch or not running):
-                    yield from _unknown_in(store, attempt, known)
+                    yield from _unknown_in(store, f"{key}/{attempt}", known)
 
 
-def _unknown_in(store: Store, attempt: Path, known: Known) -> Iterator[tuple[Path, float]]:
-    checkpoints = attempt / "checkpoints"
-    found = [path for folder in (attempt, checkpoints) for path in _folders(folder) if path != checkpoints]
-    kept = [path for path in found if path.relative_to(store.root).as_posix() in known.keys]
+def _unknown_in(store: Store, attempt: str, known: Known) -> Iterator[tuple[str, float]]:
+    checkpoints = f"{attempt}/checkpoints"
+    both = [f"{folder}/{name}" for folder in (attempt, checkpoints) for name in store.names(folder)]
+    found = [key for key in both if key != checkpoints]
+    kept = known.keys.intersection(found)
     if not kept:
         yield attempt, SETTLED_AFTER
         return
-    yield from ((path, SETTLED_AFTER) for path in found if path not in kept)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _age(path: Path) -> float:
-    """Seconds since anything in it, down to its second level, was made or renamed; 0 when it is gone."""
-    try:
-        inner = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
-        changed = [entry.stat().st_mtime for entry in (path, *inner)]
-    except FileNotFoundError:
-        return 0.0
-    return time.time() - max(changed)
+    yield from ((key, SETTLED_AFTER) for key in found if key not in kept)

@@ -35,7 +35,7 @@ from app.routes import (
     webhooks,
 )
 from app.settings import Settings
-from app.storage import Store
+from app.storage import open_store
 from app.upstream import Upstreams
 
 
@@ -76,7 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # a redirected POST would lose its body or send it twice
     )
     app.state.settings = settings
-    app.state.store = Store(settings.storage_folder)
+    app.state.store = open_store(settings)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
     training = (jobs, progress, diagnosis, permissions)

@@ -70,8 +70,9 @@ def remove(store: Store, doomed: Doomed) -> None:
     store.delete(doomed.key)
     if doomed.table is File:
         # What was encoded of it holds its texts too; the folder bears the ids of the files it was made of.
-        for folder in (store.root / "cache").glob(f"*{doomed.row_id}*"):
-            store.delete(f"cache/{folder.name}")
+        for name in store.names("cache"):
+            if doomed.row_id in name:
+                store.delete(f"cache/{name}")
 
 
 async def forget(session: AsyncSession, doomed: Doomed) -> None:

@@ -1,6 +1,8 @@
-"""Bytes by key, in a folder: files, checkpoints, models. Written under a temporary name, then renamed.
+"""Bytes by key: files, checkpoints, models. What every kind of store promises, and the one that is a folder.
 
-Keys are made by us (`files/<id>`, `jobs/<id>/e<epoch>/…`, `models/<id>`), never by users.
+Keys are made by us (`files/<id>`, `jobs/<id>/e<epoch>/…`, `models/<id>`), never by users, and in every store
+the same. An object appears whole or not at all and never changes; a folder of objects is there once its
+manifest is, which is put last and names the SHA-256 of all others.
 """
 
 import contextlib
@@ -9,14 +11,19 @@ import json
 import os
 import secrets
 import shutil
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from app.errors import StorageLow
+from app.settings import Settings
 
 CHUNK = 1024 * 1024
+MANIFEST = "manifest.json"
 
 
 class Upload:
@@ -76,8 +83,103 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class Store:
-    """A local folder of objects."""
+class Store(ABC):
+    """Objects by key, the same for every process of the service.
+
+    Programs that want a path (trainer, generator, inspector) get one by `hold` and `scratch`, in `root`, a
+    folder of this machine: the store itself where it is one, else copies of what is in it.
+    """
+
+    root: Path
+
+    @abstractmethod
+    def check(self, key: str) -> None:
+        """Raises ValueError for a key that would leave the store."""
+
+    @abstractmethod
+    def upload(self, key: str) -> Upload:
+        """A new object, to be written piece by piece."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """A small object at once. It can be made again: a power cut may cost it. Raises OSError."""
+
+    @abstractmethod
+    def adopt(self, folder: Path, key: str) -> None:
+        """A finished folder with a manifest becomes the store's, all at once or not at all. Raises OSError.
+
+        The folder must not be written to any more; whether it still lies where it was is left open.
+        """
+
+    @abstractmethod
+    def has(self, key: str) -> bool:
+        """Whether there is an object of that key. Raises OSError where that cannot be known now."""
+
+    @abstractmethod
+    def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes of an object in chunks of about 1 MiB. Raises FileNotFoundError at the first one."""
+
+    def get(self, key: str) -> bytes:
+        """A small object whole. Raises FileNotFoundError."""
+        return b"".join(self.read(key))
+
+    def read_manifest(self, key: str) -> dict[str, Any]:
+        """What the manifest of a folder says. Raises FileNotFoundError: there is no such folder."""
+        manifest: dict[str, Any] = json.loads(self.get(f"{key}/{MANIFEST}"))
+        return manifest
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder, objects and folders, sorted."""
+
+    @abstractmethod
+    def age(self, key: str) -> float:
+        """Seconds since anything of an object or folder was made; 0 when it is gone."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object or a whole folder of them. Raises OSError; asked again it goes on."""
+
+    @abstractmethod
+    def place(self, key: str) -> Path | None:
+        """Where an object lies, in a store that is a folder of this machine; None: it must be read."""
+
+    @abstractmethod
+    def hold(self, key: str, sha256: str) -> AbstractContextManager[Path]:
+        """A file of this machine with the object's bytes, which stays for as long as the context.
+
+        Raises FileNotFoundError, OSError; Damaged where copied bytes are not those of `sha256`.
+        """
+
+    @abstractmethod
+    def hold_folder(self, key: str) -> AbstractContextManager[Path]:
+        """The same for a folder and its manifest."""
+
+    def fetch(self, key: str, sha256: str) -> Path:
+        """As `hold`, for a look that is over within the hour."""
+        with self.hold(key, sha256) as path:
+            return path
+
+    def fetch_folder(self, key: str) -> Path:
+        """As `hold_folder`, for a look that is over within the hour."""
+        with self.hold_folder(key) as path:
+            return path
+
+    @abstractmethod
+    def scratch(self, key: str) -> Path:
+        """Where on this machine a program writes what `adopt` shall put under `key`, or may cache."""
+
+    @abstractmethod
+    def refuse_low_space(self, least: int) -> None:
+        """Raises StorageLow with less than `least` bytes free: before what is running would be hurt."""
+
+
+class Damaged(OSError):
+    """Bytes that are not those which their hash was made of."""
+
+
+class Folder(Store):
+    """The store that is a local folder, or one that machines share."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -93,11 +195,30 @@ class Store:
             raise ValueError(f"not a key of this store: {key!r}")
         return path
 
+    def check(self, key: str) -> None:
+        self.path(key)
+
     def upload(self, key: str) -> Upload:
         return Upload(self.path(key))
 
+    def put(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        temporary.write_bytes(data)
+        temporary.rename(path)
+
+    def adopt(self, folder: Path, key: str) -> None:
+        """Renamed: it must lie on the same disk."""
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+        sync_folder(target.parent)
+
+    def has(self, key: str) -> bool:
+        return self.path(key).is_file()
+
     def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of an object in chunks of at most 1 MiB. Raises FileNotFoundError at the first one."""
         with self.path(key).open("rb") as file:
             file.seek(start)
             left = length
@@ -108,23 +229,22 @@ class Store:
                 left = None if left is None else left - len(data)
                 yield data
 
-    def read_manifest(self, key: str) -> dict[str, Any]:
-        """What `manifest.json` of a folder says. Raises FileNotFoundError."""
-        manifest: dict[str, Any] = json.loads((self.path(key) / "manifest.json").read_text())
-        return manifest
+    def names(self, folder: str) -> list[str]:
+        path = self.path(folder)
+        return sorted(inner.name for inner in path.iterdir()) if path.is_dir() else []
 
-    def adopt(self, folder: Path, key: str) -> None:
-        """Move a finished folder of the same disk into the store; all at once, or not at all."""
-        target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
-        sync_folder(target.parent)
+    def age(self, key: str) -> float:
+        """By what was made or renamed, down to the folder's second level."""
+        path = self.path(key)
+        try:
+            inner = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
+            changed = [entry.stat().st_mtime for entry in (path, *inner)]
+        except FileNotFoundError:
+            return 0.0
+        return time.time() - max(changed)
 
     def delete(self, key: str) -> None:
-        """Remove an object or a whole folder of them; renamed first, so that no reader meets half of it.
-
-        Raises OSError; asked again it goes on with what a crash left.
-        """
+        """Renamed first, so that no reader meets half of it."""
         path = self.path(key)
         doomed = path.with_name(f".deleted-{path.name}")
         if doomed.exists():
@@ -133,13 +253,40 @@ class Store:
             path.rename(doomed)
             _remove(doomed)
 
+    def place(self, key: str) -> Path | None:
+        return self.path(key)
+
+    @contextlib.contextmanager
+    def hold(self, key: str, sha256: str) -> Iterator[Path]:
+        path = self.path(key)
+        if not path.is_file():
+            raise FileNotFoundError(key)
+        yield path
+
+    @contextlib.contextmanager
+    def hold_folder(self, key: str) -> Iterator[Path]:
+        path = self.path(key)
+        if not path.is_dir():
+            raise FileNotFoundError(key)
+        yield path
+
+    def scratch(self, key: str) -> Path:
+        return self.path(key)
+
     def refuse_low_space(self, least: int) -> None:
-        """Raises StorageLow with less than `least` bytes free: before what is running would be hurt."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(self.root).free < least:
-            raise StorageLow(
-                f"Less than {least:,} bytes of disk are free; delete files, models or jobs first."
-            )
+        refuse_low_space(self.root, least)
+
+
+def refuse_low_space(folder: Path, least: int) -> None:
+    """Raises StorageLow."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < least:
+        raise StorageLow(f"Less than {least:,} bytes of disk are free; delete files, models or jobs first.")
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of these settings."""
+    return Folder(settings.storage_folder)
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from app.database import WorkerDatabase
 from app.journal import configure_logs
 from app.queue import TRAIN, make_celery
 from app.settings import Settings
-from app.storage import Store
+from app.storage import open_store
 from worker import tasks
 from worker.launch import WarmTrainers
 from worker.presence import Presence
@@ -24,7 +24,7 @@ celery = make_celery(settings)
 runtime = tasks.Runtime(
     settings=settings,
     database=WorkerDatabase(settings),
-    store=Store(settings.storage_folder),
+    store=open_store(settings),
     trainers=WarmTrainers(),
     worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
 )

@@ -1,6 +1,9 @@
 """What a trainer is told: the job's row turned into files and folders."""
 
+import contextlib
 import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,15 @@ from app.inspection import refusals
 from app.lifecycle.claims import Claim
 from app.lifecycle.history import note
 from app.settings import Settings
-from app.storage import Store
-from app.tables import Checkpoint, Event, File, Job
+from app.storage import MANIFEST, Damaged, Store
+from app.tables import Checkpoint, Event, File, Job, JsonObject
 from worker import hub
 
 
 @dataclass(frozen=True)
 class Order:
-    """A claimed job, read once; `source` is where its base model comes from."""
+    """A claimed job, read once; `source` is where its base model comes from, `saved` its checkpoints, the
+    newest first."""
 
     job_id: str
     owner: str
@@ -31,7 +35,22 @@ class Order:
     keep: int
     line: dict[str, Any]
     files: tuple[File, ...]
+    saved: tuple[Checkpoint, ...] = ()
     refuse_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """A checkpoint that is not what was recorded; `found` is its manifest's SHA-256, if it has one."""
+
+    row: Checkpoint
+    found: str | None
+
+    def tell(self, session: Session) -> None:
+        step = self.row.step
+        message = f"The checkpoint at step {step} is damaged; going on from the one before."
+        facts = {"step": step, "expected": self.row.manifest_sha256, "found": self.found}
+        note(session, self.row.job_id, "warn", "checkpoint_corrupt", message, facts)
 
 
 class MissingFile(Exception):
@@ -42,41 +61,44 @@ class RefusedFinding(Exception):
     """The files hold what the job was not to be trained on."""
 
 
-def _file(session: Session, file_id: str, store: Store) -> File:
+def _file(session: Session, file_id: str) -> File:
     row = session.get(File, file_id)
-    if row is None or row.key is None or not store.path(row.key).is_file():
+    if row is None or row.key is None:
         raise MissingFile(f"The file {file_id} is gone; upload it again and make a new job.")
     return row
 
 
 def read(session: Session, held: Claim, store: Store, settings: Settings) -> Order:
-    """Raises MissingFile."""
+    """What the rows say; `bring` adds to `line` where it lies. Raises MissingFile."""
     row = session.get_one(Job, held.job_id)
     base = catalogue.root_name(row.model)
     name = catalogue.tuned_name(base, settings.organization, row.suffix, row.id)
-    files = [_file(session, row.training_file, store)]
+    files = [_file(session, row.training_file)]
     line: dict[str, Any] = {
         "job": row.id,
         "recipe": row.recipe,
-        "data": str(store.path(files[0].key or "")),
         "format": files[0].format,
         "columns": files[0].columns,
         "base_name": row.model,
         "name": name,
-        "out": str(store.path(f"jobs/{row.id}/e{held.epoch}")),
-        "cache": str(store.path(_cache_key(row))),
-        "resume": [str(path) for path in _resumable(session, row.id, store)],
+        "out": str(store.scratch(out_key(held))),
+        "cache": str(store.scratch(_cache_key(row))),
         "keep": None,
         "fits": _fitting(session, row.id),
     }
     if row.validation_file is not None:
-        files.append(_file(session, row.validation_file, store))
-        line["validation"] = str(store.path(files[1].key or ""))
+        files.append(_file(session, row.validation_file))
         line["validation_format"], line["validation_columns"] = files[1].format, files[1].columns
     # The newest checkpoint may be the one that turns out damaged: two is the least.
     keep = max(2, int(row.recipe["save_total_limit"]))
     refused = tuple(row.refuse_on or ())
-    return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), refused)
+    saved = _saved(session, row.id)
+    return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused)
+
+
+def out_key(held: Claim) -> str:
+    """Under which an attempt's checkpoints lie."""
+    return f"jobs/{held.job_id}/e{held.epoch}"
 
 
 def _fitting(session: Session, job_id: str) -> int | None:
@@ -92,42 +114,77 @@ def _cache_key(row: Job) -> str:
     return f"cache/{'+'.join(filter(None, (row.training_file, row.validation_file)))}"
 
 
-def _resumable(session: Session, job_id: str, store: Store) -> list[Path]:
-    """Checkpoint folders, newest first, whose manifest is the one that was recorded."""
+def _saved(session: Session, job_id: str) -> tuple[Checkpoint, ...]:
     rows = session.scalars(
         select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None), Checkpoint.key.is_not(None))
         .order_by(Checkpoint.step.desc())
     )
-    found = []
-    for row in rows:
-        path = store.path(row.key or "")
-        digest = _manifest_sha256(path)
-        if digest == row.manifest_sha256:
-            found.append(path)
-            continue
-        message = f"The checkpoint at step {row.step} is damaged; going on from the one before."
-        facts = {"step": row.step, "expected": row.manifest_sha256, "found": digest}
-        note(session, job_id, "warn", "checkpoint_corrupt", message, facts)
-    return found
+    return tuple(rows)
 
 
-def _manifest_sha256(folder: Path) -> str | None:
+def bring(
+    given: Order, store: Store, settings: Settings, held: ExitStack
+) -> tuple[JsonObject, list[Corrupt]]:
+    """Have all that the trainer reads on this machine, for as long as `held` is open: the line with its
+    paths, and what was found damaged on the way. Takes as long as the downloads.
+
+    Raises MissingFile, catalogue.UnusableModel, RefusedFinding; OSError where the store does not answer.
+    """
+    paths = [_path(row, store, held) for row in given.files]
+    line = {**given.line, **dict(zip(("data", "validation"), map(str, paths), strict=False))}
+    folder = base_folder(given.source, settings, store, held)
+    heed_findings(given, folder, store)
+    resume, corrupt = _resumable(given.saved, store, held)
+    return {**line, "model": str(folder), "resume": [str(path) for path in resume]}, corrupt
+
+
+def _path(row: File, store: Store, held: ExitStack) -> Path:
     try:
-        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    except OSError:
+        return held.enter_context(store.hold(row.key or "", row.sha256))
+    except FileNotFoundError as error:
+        raise MissingFile(f"The file {row.id} is gone; upload it again and make a new job.") from error
+
+
+def _resumable(
+    saved: Sequence[Checkpoint], store: Store, held: ExitStack
+) -> tuple[list[Path], list[Corrupt]]:
+    """Checkpoint folders, newest first, whose manifest is the one that was recorded. Where they must be
+    copied here first, only what is needed: the newest, and the best, which may be published in the end."""
+    found: list[Path] = []
+    corrupt = []
+    for row in saved:
+        key = row.key or ""
+        if found and not row.best and store.place(key) is None:
+            continue
+        digest = _manifest_sha256(store, key)
+        if digest == row.manifest_sha256:
+            with contextlib.suppress(FileNotFoundError, Damaged):
+                found.append(held.enter_context(store.hold_folder(key)))
+                continue
+        corrupt.append(Corrupt(row, digest))
+    return found, corrupt
+
+
+def _manifest_sha256(store: Store, key: str) -> str | None:
+    try:
+        return hashlib.sha256(store.get(f"{key}/{MANIFEST}")).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def base_folder(source: str, settings: Settings) -> Path:
-    """The base model's folder, fetched from the hub where needed; takes as long as the download.
+def base_folder(source: str, settings: Settings, store: Store, held: ExitStack) -> Path:
+    """The base model's folder, fetched from the hub or the store where needed; takes as long as the download.
 
     Raises catalogue.UnusableModel with what to do.
     """
     if source.startswith("hub:"):
         return hub.fetch(source.removeprefix("hub:"), settings)
     try:
-        folder = catalogue.locate(source, settings)
+        if source.startswith("store:"):
+            # It is read again with each checkpoint: held, not only found.
+            held.enter_context(store.hold_folder(source.removeprefix("store:")))
+        folder = catalogue.locate(source, settings, store)
     except FileNotFoundError as error:
         raise catalogue.UnusableModel("its folder is gone.") from error
     catalogue.check_folder(folder)

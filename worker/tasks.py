@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -98,6 +98,7 @@ class _Attempt:
         self.failed: events.Failed | None = None
         self.recorder = Recorder(runtime.database, self.settings, held)
         self.order: order.Order
+        self.inputs = ExitStack()  # holds what the trainer reads
 
     def run(self) -> None:
         try:
@@ -111,13 +112,14 @@ class _Attempt:
             self._retry(JobError("internal_error", message))
         finally:
             self.recorder.close()
+            self.inputs.close()
 
     def _train(self) -> None:
         try:
             with self.runtime.database.transaction() as session:
                 self.order = order.read(session, self.held, self.runtime.store, self.settings)
             self.recorder.expect(self.order.model_name, self.order.keep)
-            folder = self._base_folder()
+            line = self._bring()
         except order.MissingFile as error:
             self._fail(JobError("file_not_found", str(error), "training_file"))
         except order.RefusedFinding as error:
@@ -127,9 +129,8 @@ class _Attempt:
             conclude = self._retry if isinstance(error, HubUnreachable) else self._fail
             conclude(JobError("model_unavailable", message, "model"))
         else:
-            line = {**self.order.line, "model": str(folder)}
-            trainer = self._take_trainer(line) if folder is not None else None
-            if trainer is None:
+            trainer = self._take_trainer(line) if line is not None else None
+            if trainer is None or line is None:
                 self._conclude(STOPPED, [])
             else:
                 self._run_trainer(trainer, line)
@@ -141,25 +142,33 @@ class _Attempt:
         delay = outcome.retry_delay(self.settings, self.recorder.crashes)
         self.recorder.conclude(lambda session: claims.retry(session, self.held, error, delay))
 
-    def _base_folder(self) -> Path | None:
-        """The base model's folder; None when something else was asked for before it was fetched."""
-        future: Future[Path] = Future()
+    def _bring(self) -> dict[str, Any] | None:
+        """What the trainer is told, once all of it is on this machine; None when something else was asked for
+        before that."""
+        future: Future[tuple[dict[str, Any], ExitStack]] = Future()
 
         def fetch() -> None:
+            held = ExitStack()
             try:
-                found = order.base_folder(self.order.source, self.settings)
-                order.heed_findings(self.order, found, self.runtime.store)
-                future.set_result(found)
+                line, corrupt = order.bring(self.order, self.runtime.store, self.settings, held)
+                if corrupt:
+                    with self.runtime.database.transaction() as session:
+                        for checkpoint in corrupt:
+                            checkpoint.tell(session)
+                future.set_result((line, held))
             except BaseException as error:
+                held.close()
                 future.set_exception(error)
 
         # Not a pool's thread: the interpreter would wait at its exit until gigabytes are downloaded.
         threading.Thread(target=fetch, name="fetch", daemon=True).start()
         while not future.done():
             if self._wish() is not None:
+                future.add_done_callback(_let_go)
                 return None
             time.sleep(LOOK_EVERY)
-        return future.result()
+        line, self.inputs = future.result()
+        return line
 
     def _take_trainer(self, line: dict[str, Any]) -> Trainer | None:
         """A trainer; None when something else was asked for before one could be started."""
@@ -282,3 +291,9 @@ class _Attempt:
                 finished.trained_tokens,
             )
         )
+
+
+def _let_go(brought: Future[tuple[dict[str, Any], ExitStack]]) -> None:
+    """Of what came when nobody waited for it any more."""
+    if brought.exception() is None:
+        brought.result()[1].close()

@@ -3,6 +3,7 @@
 A look takes seconds to minutes; a connection held meanwhile would be missed elsewhere.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,8 +11,9 @@ from fastapi import Depends, Request
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import catalogue
 from app.auth import Caller, KnownCaller
-from app.database import Database
+from app.database import Database, run
 from app.dependencies import CurrentSettings, OpenStore
 from app.errors import NotFound
 from app.inspection import subject
@@ -52,10 +54,15 @@ class Desk:
             rows = [await self._file(session, file_id, "file_id")]
             if validation is not None:
                 rows.append(await self._file(session, validation, "validation_file"))
-            folder = None
+            source = None
             if model is not None:
-                folder = await subject.model_folder(session, model, self.caller.owner, self.settings)
-        question, key = subject.question(self.store, rows, folder, recipe.model_dump(mode="json"))
+                asked = model, self.caller.owner, self.settings
+                source = await run(session, catalogue.find_for_job, *asked)
+        folder = None
+        if source is not None:
+            folder = await asyncio.to_thread(subject.model_folder, source, self.settings, self.store)
+        said = recipe.model_dump(mode="json")
+        question, key = await asyncio.to_thread(subject.question, self.store, rows, folder, said)
         return Subject(rows[0], sum(row.bytes for row in rows), question, key)
 
     async def _file(self, session: AsyncSession, file_id: str, param: str) -> File:

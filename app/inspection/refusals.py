@@ -44,7 +44,7 @@ async def refuse_now(
     """
     try:
         found = await desk.subject(training, model, recipe, validation)
-        if found.bytes > AT_ONCE_BYTES and not desk.reports.is_kept(found.key):
+        if found.bytes > AT_ONCE_BYTES and not await desk.reports.is_kept(found.key):
             return
         report = await desk.reports.get(found.key, found.question, WAIT_SECONDS)
     except InvalidRequest as error:
@@ -61,11 +61,10 @@ def refuse_late(
 ) -> str | None:
     """Why the job is not to be trained, if it is not. Takes as long as the report. Raises InvalidRequest."""
     question, key = subject.question(store, files, folder, recipe)
-    path = store.path(key)
-    report = reports.read(path)
+    report = reports.read(store, key)
     if report is None:
         report = ask_and_wait("report", reports.SECONDS, **question)
-        reports.write(path, report)
+        reports.write(store, key, report)
     return tell(report, codes)
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import hashlib
 import json
-import secrets
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -37,28 +35,27 @@ class Reports:
         self._turn = asyncio.Semaphore(1)
         self._making: dict[str, asyncio.Task[JsonObject]] = {}
 
-    def is_kept(self, key: str) -> bool:
+    async def is_kept(self, key: str) -> bool:
         """Whether it is there, or is being made."""
-        return key in self._making or self._store.path(key).is_file()
+        return key in self._making or await asyncio.to_thread(self._store.has, key)
 
     async def get(self, key: str, question: JsonObject, wait: float) -> JsonObject | None:
         """The report; None when it is being made after `wait` seconds. Raises InvalidRequest, TooMany."""
-        path = self._store.path(key)
-        if (kept := await asyncio.to_thread(read, path)) is not None:
+        if (kept := await asyncio.to_thread(read, self._store, key)) is not None:
             return kept
         task = self._making.get(key)
         if task is None:
             if len(self._making) >= WAITING:
                 raise TooMany("Too many reports are being made; try again in a while.")
-            task = self._making[key] = asyncio.create_task(self._make(key, path, question))
+            task = self._making[key] = asyncio.create_task(self._make(key, question))
             task.add_done_callback(lambda done: self._forget(key, done))
         done, _ = await asyncio.wait([task], timeout=wait)
         return task.result() if done else None
 
-    async def _make(self, key: str, path: Path, question: JsonObject) -> JsonObject:
+    async def _make(self, key: str, question: JsonObject) -> JsonObject:
         async with self._turn:
             report = await self._inspector.ask("report", SECONDS, **question)
-        await asyncio.to_thread(write, path, report)
+        await asyncio.to_thread(write, self._store, key, report)
         return report
 
     def _forget(self, key: str, task: "asyncio.Task[JsonObject]") -> None:
@@ -76,20 +73,17 @@ class Reports:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def read(path: Path) -> JsonObject | None:
+def read(store: Store, key: str) -> JsonObject | None:
     try:
-        found: JsonObject = json.loads(path.read_text())
+        found: JsonObject = json.loads(store.get(key))
     except (OSError, ValueError):
         return None
     return found
 
 
-def write(path: Path, report: JsonObject) -> None:
-    """It can be made again: a full disk or a power cut only costs the time."""
+def write(store: Store, key: str, report: JsonObject) -> None:
+    """It can be made again: a full disk or a store that is away only costs the time."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        temporary.write_text(json.dumps(report))
-        temporary.rename(path)
+        store.put(key, json.dumps(report).encode())
     except OSError as error:
         log.warning("report_not_kept", error=str(error))

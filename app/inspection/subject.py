@@ -1,12 +1,9 @@
 """What a look is taken at: a file's bytes, a model's tokenizer, and the recipe between them."""
 
-import asyncio
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from app import catalogue
-from app.database import run
+from app.catalogue import Source
 from app.errors import InvalidRequest, NotFound
 from app.inspection import reports
 from app.recipe import Recipe
@@ -18,23 +15,27 @@ MATTERS = ("max_length", "excess_length", "train_on_inputs", "packing")
 
 
 def of_file(row: File, store: Store) -> JsonObject:
-    """Raises NotFound, and InvalidRequest for a file of no use in training."""
+    """As long as it takes to have the file here. Raises NotFound, and InvalidRequest for a file of no use in
+    training."""
     if row.purpose != "fine-tune":
         raise InvalidRequest(
             f"{row.id} has purpose `{row.purpose}`; only files with purpose `fine-tune` are looked into.",
             param="file_id",
             code="invalid_file",
         )
-    if row.key is None or not store.path(row.key).is_file():
-        raise NotFound(f"The bytes of {row.id} are gone.", param="file_id")
-    return {"path": str(store.path(row.key)), "format": row.format, "columns": row.columns}
-
-
-async def model_folder(session: AsyncSession, name: str, owner: str, settings: Settings) -> Path:
-    """Where the model's tokenizer and config lie. Raises InvalidRequest where that is nowhere here."""
-    source = await run(session, catalogue.find_for_job, name, owner, settings)
     try:
-        return await asyncio.to_thread(catalogue.locate, source.source, settings)
+        path = store.fetch(row.key or "", row.sha256)
+    except FileNotFoundError as error:
+        raise NotFound(f"The bytes of {row.id} are gone.", param="file_id") from error
+    return {"path": str(path), "format": row.format, "columns": row.columns}
+
+
+def model_folder(source: Source, settings: Settings, store: Store) -> Path:
+    """Where the model's tokenizer and config lie, as long as it takes to have them here. Raises
+    InvalidRequest where that is nowhere."""
+    name = source.name
+    try:
+        return catalogue.locate(source.source, settings, store)
     except FileNotFoundError:
         if not source.source.startswith("hub:"):
             raise InvalidRequest(
@@ -54,7 +55,8 @@ def question(
 ) -> tuple[JsonObject, str]:
     """What to ask the inspector about the training file (and the validation file), and the report's key.
 
-    `recipe` as JSON, as a job's row has it. Raises NotFound, InvalidRequest.
+    `recipe` as JSON, as a job's row has it. As long as it takes to have the files here. Raises NotFound,
+    InvalidRequest.
     """
     held = [of_file(row, store) for row in files]
     asked: JsonObject = {

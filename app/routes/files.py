@@ -4,12 +4,12 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import multipart, paging, quota, wire
+from app import download, multipart, paging, quota, wire
 from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
@@ -147,17 +147,13 @@ async def retrieve_file(file_id: str, session: OpenSession, caller: KnownCaller)
 
 @router.get("/{file_id}/content", response_class=FileResponse)
 async def file_content(
-    file_id: str, session: OpenSession, store: OpenStore, caller: KnownCaller
-) -> FileResponse:
+    file_id: str, request: Request, session: OpenSession, store: OpenStore, caller: KnownCaller
+) -> Response:
     """The bytes as they were uploaded; ranges are served, the ETag is their SHA-256."""
     row = await find_file(session, file_id, caller)
     if row.key is None:
         raise NotFound(f"The bytes of {file_id} are gone.", param="file_id")
-    return FileResponse(
-        store.path(row.key),
-        media_type="application/octet-stream",
-        headers={"etag": f'"{row.sha256}"'},
-    )
+    return await download.send(request, store, row.key, row.bytes, row.sha256)
 
 
 @router.delete("/{file_id}")

@@ -1,24 +1,25 @@
 """Models: list, retrieve, delete, download as one zip or file by file."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import catalogue, wire
+from app import catalogue, download, wire
 from app.access import needs
-from app.archive import zip_folder
+from app.archive import zip_files
 from app.auth import Caller, KnownCaller
 from app.database import WAKE, run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
+from app.download import begun
 from app.errors import InvalidRequest, NotFound
 from app.lifecycle.claims import ENDED
 from app.permissions import CheckpointPermission
-from app.storage import Store
+from app.storage import MANIFEST, Store
 from app.tables import Checkpoint, Job, JsonObject, Model
 
 router = APIRouter(prefix="/models", tags=["models"], dependencies=[needs("models")])
@@ -72,7 +73,8 @@ async def _manifest(
             f"There is no model {name!r} of yours to download.", param="model", code="model_not_found"
         )
     try:
-        return key, store.read_manifest(key)["files"]
+        manifest = await asyncio.to_thread(store.read_manifest, key)
+        return key, manifest["files"]
     except FileNotFoundError as error:  # retired a moment ago
         raise NotFound(f"The checkpoint {name!r} is gone.", param="model", code="model_not_found") from error
 
@@ -85,14 +87,13 @@ async def download_model(
     key, files = await _manifest(session, model, caller, store)
     name = model.replace(":", "-").replace("/", "-")
     for path in files:
-        _path(store, key, path)
-    folder = store.path(key)
+        _key(store, key, path)
 
-    def chunks() -> Iterator[bytes]:
-        return zip_folder(folder, [*files, "manifest.json"], name)
+    def read(path: str) -> Iterator[bytes]:
+        return store.read(f"{key}/{path}")
 
     return StreamingResponse(
-        chunks(),
+        await begun(zip_files(read, [*files, MANIFEST], name)),
         media_type="application/zip",
         headers={"content-disposition": f'attachment; filename="{name}.zip"'},
     )
@@ -126,18 +127,20 @@ async def download_model_file(
     etag = f'"{files[path]["sha256"]}"'
     if etag in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=304, headers={"etag": etag})
-    return FileResponse(
-        _path(store, key, path), media_type="application/octet-stream", headers={"etag": etag}
+    return await download.send(
+        request, store, _key(store, key, path), files[path]["bytes"], files[path]["sha256"]
     )
 
 
-def _path(store: Store, key: str, name: str) -> Path:
+def _key(store: Store, key: str, name: str) -> str:
     """Raises NotFound for a link that leads out of the store: a trainer runs what others made, and may be
     made to plant one."""
+    inner = f"{key}/{name}"
     try:
-        return store.path(f"{key}/{name}")
+        store.check(inner)
     except ValueError as error:
         raise NotFound(f"{name!r} is no file of the model.", param="path") from error
+    return inner
 
 
 @router.get("/{model:path}")

@@ -16,7 +16,7 @@ from app.database import Database, run
 from app.dispatch import Connection
 from app.lifecycle import claims, wishes
 from app.settings import Settings
-from app.storage import Store
+from app.storage import Folder
 from app.tables import Checkpoint, File, Model, now
 from app.uploads.rows import Upload, UploadPart
 
@@ -24,8 +24,8 @@ DAY = 25 * 3600.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "storage")
+def store(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "storage")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def session(database_url: str, tmp_path: Path) -> Any:
     await database.close()
 
 
-def put(store: Store, key: str, age: float = 0.0) -> Path:
+def put(store: Folder, key: str, age: float = 0.0) -> Path:
     path = store.path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("x")
@@ -71,14 +71,14 @@ async def a_job(session: AsyncSession, job_id: str, file_id: str = "file-1", **n
     await run(session, wishes.create, values)
 
 
-async def tidy(session: AsyncSession, store: Store) -> list[str]:
+async def tidy(session: AsyncSession, store: Folder) -> list[str]:
     gone = []
     for part in litter.parts(store):
         gone += litter.remove(store, part, await run(session, litter.known, part))
     return gone
 
 
-async def test_what_no_row_knows_goes_after_a_day(session: AsyncSession, store: Store) -> None:
+async def test_what_no_row_knows_goes_after_a_day(session: AsyncSession, store: Folder) -> None:
     session.add(a_file("file-1"))
     session.add(Model(id="m", owner="me", name="m", base="b", key="models/job-e1", manifest={}, bytes=1))
     await session.flush()
@@ -95,7 +95,7 @@ async def test_what_no_row_knows_goes_after_a_day(session: AsyncSession, store: 
     assert store.path("cache/file-1/tokens.bin").exists()
 
 
-async def test_parts_go_with_their_upload_and_not_before(session: AsyncSession, store: Store) -> None:
+async def test_parts_go_with_their_upload_and_not_before(session: AsyncSession, store: Folder) -> None:
     ends = {"late": timedelta(seconds=-1), "pending": timedelta(minutes=1)}
     for name, life in ends.items():
         named = {"filename": "f", "mime_type": "a/b", "purpose": "fine-tune", "status": "pending"}
@@ -121,7 +121,7 @@ async def test_parts_go_with_their_upload_and_not_before(session: AsyncSession, 
 
 
 async def test_what_a_fenced_off_attempt_left_goes_soon_and_checkpoints_with_a_row_stay(
-    session: AsyncSession, store: Store
+    session: AsyncSession, store: Folder
 ) -> None:
     session.add(a_file("file-1"))
     await session.flush()
@@ -152,7 +152,7 @@ async def test_what_a_fenced_off_attempt_left_goes_soon_and_checkpoints_with_a_r
 
 
 async def test_a_checkpoint_saved_again_while_its_bytes_are_removed_keeps_its_key(
-    session: AsyncSession, store: Store
+    session: AsyncSession, store: Folder
 ) -> None:
     session.add(a_file("file-1"))
     await session.flush()
@@ -172,7 +172,7 @@ async def test_a_checkpoint_saved_again_while_its_bytes_are_removed_keeps_its_ke
 
 
 async def test_a_deletion_killed_half_way_is_finished_by_the_next(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from app import storage
 
@@ -188,7 +188,7 @@ async def test_a_deletion_killed_half_way_is_finished_by_the_next(
 
 
 async def test_a_file_that_expires_stays_while_a_job_is_to_read_it(
-    session: AsyncSession, store: Store
+    session: AsyncSession, store: Folder
 ) -> None:
     past = now - timedelta(hours=1)
     session.add_all([a_file("file-1", expires_at=past), a_file("file-2", expires_at=past)])
@@ -201,7 +201,7 @@ async def test_a_file_that_expires_stays_while_a_job_is_to_read_it(
     assert {found.row_id for found in await purge.doomed(session)} == {"file-1", "file-2"}
 
 
-async def test_what_was_encoded_of_a_file_goes_with_it(store: Store) -> None:
+async def test_what_was_encoded_of_a_file_goes_with_it(store: Folder) -> None:
     for key in ("files/file-a", "cache/file-a/x", "cache/file-a+file-b/x", "cache/file-b+file-a/x"):
         put(store, key)
     other = put(store, "cache/file-b/x")

@@ -31,7 +31,7 @@ from app.database import Database, WorkerDatabase
 from app.lifecycle import claims, wishes
 from app.recipe import Recipe
 from app.settings import Settings
-from app.storage import Store
+from app.storage import Folder
 from app.tables import File, Job, now
 from tests.chaos import history
 from tests.chaos.worker_command import STAND_IN
@@ -103,7 +103,7 @@ class Sweep:
             }
         )
         self.database, self.random = database, random.Random(seed)
-        self.store = Store(settings.storage_folder)
+        self.store = Folder(settings.storage_folder)
         self.faults: Counter[str] = Counter()
         self.found: list[str] = []
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.storage import Store
+from app.storage import Folder
 from tests.app.conftest import Api
 from tests.security.things import ROW, good, make_job, make_model
 
@@ -84,17 +84,17 @@ def paths(name: str) -> list[str]:
 @pytest.mark.parametrize("key", ["../x", "/etc/passwd", "files/../../x", "files/a/../../../x", ".."])
 def test_the_store_has_no_key_outside(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="not a key"):
-        Store(tmp_path / "store").path(key)
+        Folder(tmp_path / "store").path(key)
 
 
 def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = Folder(tmp_path / "store")
     (store.root / "models").mkdir(parents=True)
     (store.root / "models" / "m").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="not a key"):
         store.path("models/m/secret.txt")
     (tmp_path / "home").symlink_to(tmp_path / "store")
-    assert Store(tmp_path / "home").path("files/x"), "the store itself may lie behind a link"
+    assert Folder(tmp_path / "home").path("files/x"), "the store itself may lie behind a link"
 
 
 def test_a_link_in_a_model_is_not_handed_out(api: Api, http: httpx2.Client, outside: Path) -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from app.database import WorkerDatabase
 from app.lifecycle import claims
 from app.settings import Settings
-from app.storage import Store
+from app.storage import Folder
 from worker import publish
 from worker.publish import Published
 from worker.rows import Rows
@@ -51,7 +51,7 @@ class Reporter:
 
     def succeed(self) -> None:
         """With a model that is one small file."""
-        store = Store(self.settings.storage_folder)
+        store = Folder(self.settings.storage_folder)
         key = f"models/{self.job_id}-e{self.held.epoch}"
         folder = store.path(key)
         folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ from app.database import WorkerDatabase
 from app.lifecycle import wishes
 from app.recipe import Recipe
 from app.settings import Settings
-from app.storage import Store
+from app.storage import Folder
 from app.tables import Attempt, Checkpoint, Event, File, Job, Metric, Model, now
 from worker import tasks
 from worker.launch import Trainer, WarmTrainers
@@ -125,7 +125,7 @@ def new_bench(database_url: str, tmp_path: Path) -> Iterator[NewBench]:
         runtime = tasks.Runtime(
             settings=settings,
             database=WorkerDatabase(settings),
-            store=Store(settings.storage_folder),
+            store=Folder(settings.storage_folder),
             trainers=WarmTrainers(lambda: Trainer(command)),
             worker=f"worker-{len(made)}",
         )

@@ -82,7 +82,7 @@ def test_finished_is_published_with_every_step(bench: Bench) -> None:
     job = bench.train(job_id)
     (model,) = bench.rows(Model, job_id)
     assert (job.status, job.fine_tuned_model, job.step) == ("succeeded", model.name, 12)
-    assert (bench.runtime.store.path(model.key) / "model.safetensors").is_file()
+    assert (bench.runtime.store.scratch(model.key) / "model.safetensors").is_file()
     assert [metric.step for metric in bench.rows(Metric, job_id)] == list(range(1, 13))
     assert [row.reason for row in bench.rows(Attempt, job_id)] == ["finished"]
 
@@ -144,7 +144,7 @@ def test_a_trainer_that_cannot_even_start_ends_in_a_failed_job(new_bench: NewBen
 
 def test_a_file_that_is_gone_and_a_model_that_cannot_be_used_fail_at_once(bench: Bench) -> None:
     lost, strange = bench.make_job(), bench.make_job()
-    bench.runtime.store.path(f"files/file-{0:024x}").unlink()
+    bench.runtime.store.scratch(f"files/file-{0:024x}").unlink()
     with bench.runtime.database.transaction() as session:
         session.get_one(type(bench.job(strange)), strange).source = "folder:nowhere"
     assert bench.train(lost).error_code == "file_not_found"

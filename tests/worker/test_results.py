@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
-from app.storage import Store, Upload
+from app.storage import Folder, Upload
 from app.tables import Attempt, File, Metric
 from tests.worker.conftest import Bench
 from worker import publish
@@ -24,7 +24,7 @@ def test_a_job_that_succeeds_leaves_its_metrics_as_csv(bench: Bench) -> None:
     job = bench.train(bench.make_job(steps=12))
     (file,) = files(bench)
     assert (job.result_file, file.owner, file.status, file.rows) == (file.id, job.owner, "processed", 12)
-    path = bench.runtime.store.path(file.key or "")
+    path = bench.runtime.store.scratch(file.key or "")
     assert path.stat().st_size == file.bytes
     with path.open(newline="") as opened:
         rows = list(csv.DictReader(opened))
@@ -51,7 +51,7 @@ def test_a_commit_that_is_tried_again_leaves_one_file(bench: Bench, monkeypatch:
     job = bench.train(bench.make_job())
     (file,) = files(bench)
     assert (tries, job.status, job.result_file) == (2, "succeeded", file.id)
-    assert [path.name for path in bench.runtime.store.path("files").glob("*results*")] == [
+    assert [path.name for path in bench.runtime.store.scratch("files").glob("*results*")] == [
         Path(file.key or "").name
     ]
 
@@ -104,4 +104,4 @@ def test_a_million_steps_pass_through_in_constant_memory(bench: Bench) -> None:
     (file,) = files(bench)
     assert (job.status, file.rows) == ("succeeded", 100_001)
     assert 0 < largest < 1_000_000
-    assert isinstance(bench.runtime.store, Store)
+    assert isinstance(bench.runtime.store, Folder)

@@ -250,7 +250,7 @@ def test_an_answer_lost_after_the_commit_does_not_cost_the_model(
     (model,) = bench.rows(Model, job_id)
     assert lost == 1
     assert job.status == "succeeded"
-    assert (bench.runtime.store.path(model.key) / "manifest.json").is_file()
+    assert (bench.runtime.store.scratch(model.key) / "manifest.json").is_file()
 
 
 def test_a_message_for_a_job_that_is_not_to_be_had_starts_the_first_that_is(bench: Bench) -> None:

@@ -13,6 +13,7 @@ import uvicorn
 from app.catalogue import UnusableModel, check_folder, locate
 from app.errors import InvalidRequest
 from app.settings import Settings
+from app.storage import open_store
 
 # How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond. A step is a
 # hundred small products: threads that sleep at once (OMP_WAIT_POLICY=PASSIVE) take a third longer for one
@@ -62,8 +63,10 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.generator_url}: {error}")
 
+    store = open_store(settings)
+
     def locate_checked(source: str) -> Path:
-        folder = locate(source, settings)
+        folder = locate(source, settings, store)
         try:
             check_folder(folder)
         except UnusableModel as error:
