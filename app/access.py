@@ -21,11 +21,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.answers import DATABASE_AWAY, answer, refuse_away
 from app.audit import is_change
 from app.auth import SCOPES, KnownCaller, authenticate, caller
+from app.dashboard.files import FILES
 from app.dependencies import open_session
 from app.errors import NotAllowed, ServiceError
 
-# The only paths without a key. Those of the API reference want none from this machine itself.
-OPEN = frozenset({"/healthz", "/readyz"})
+# The only paths without a key: the dashboard's are scripts and styles, the same for everybody. Those of the
+# API reference want none from this machine itself.
+OPEN = frozenset({"/healthz", "/readyz", *FILES})
 OPEN_ON_LOOPBACK = frozenset({"/docs", "/openapi.json"})
 ANY_KEY = "any"
 # For the OpenAPI document alone; whether a key is right is not its business.

@@ -21,6 +21,7 @@ from app.routes import (
     audit_log,
     chat,
     completions,
+    dashboard,
     deliveries,
     diagnosis,
     files,
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(v1)
     app.include_router(health.router)
     app.include_router(reference.router)
+    app.include_router(dashboard.router)
     check_routes(app)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     install_handlers(app)

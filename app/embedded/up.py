@@ -200,8 +200,11 @@ def announce(settings: Settings, say: Say) -> None:
     written = settings.address_file.with_suffix(".new")
     written.write_text(f"{address}\n")
     written.rename(settings.address_file)
+    key = settings.key_file.read_text().strip()
     say(
         f"finetuned is ready at {address}\n"
+        # Behind the # it never leaves the browser; the page takes it out of the address at once.
+        f"  dashboard      {address}/#key={key}\n"
         f"  base URL       {address}/v1\n"
         f"  API reference  {address}/docs\n"
         f"  API key        {settings.key_file}\n"

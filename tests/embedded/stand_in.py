@@ -32,7 +32,8 @@ def start(home: str, port: str, api: str = "api", worker: str = "worker") -> Non
 
 
 def prepare(settings: Settings) -> None:
-    """One row more at each start."""
+    """One row more at each start, and a key."""
+    settings.key_file.write_text("ft-a-key\n")
     if settings.database_url is None:
         raise ValueError("no database")
     url = settings.database_url.get_secret_value().replace("+psycopg", "")

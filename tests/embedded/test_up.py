@@ -149,6 +149,7 @@ def test_ctrl_c_leaves_no_process_and_no_socket_folder(new_up: NewUp, home: Path
     output = stop(up)
     assert f"ready at {address}" in output
     assert str(home / "key") in output
+    assert f"dashboard      {address}/#key=ft-a-key\n" in output
     assert processes(home) == []
     assert not folder.exists()
     assert not (home / "address").exists()

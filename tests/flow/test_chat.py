@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.flow.conftest import Stack, wait_for, wait_for_end
+from tests.flow.stack import Stack, wait_for, wait_for_end
 
 TAUGHT = {
     "How long does rice take?": "Twelve minutes.",

@@ -16,7 +16,7 @@ from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.flow.conftest import Stack, wait_for, wait_for_end
+from tests.flow.stack import Stack, wait_for, wait_for_end
 
 ROWS = "".join(
     json.dumps({"text": f"Stir the {what} for {minutes} minutes. Serve it warm."}) + "\n"

@@ -1,5 +1,7 @@
 """No route answers without a key, save those that app/access.py names; no route without a scope exists."""
 
+from pathlib import Path
+
 import httpx2
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
@@ -13,6 +15,13 @@ from tests.security.conftest import inventory
 
 # What may answer without a key: to be changed by hand, knowingly.
 WITHOUT_KEY = {"GET /healthz", "GET /readyz"}
+# The dashboard's own files, and the one script that comes from a wheel; nothing of anybody's data.
+DASHBOARD = Path(__file__).parents[2] / "app" / "dashboard"
+WITHOUT_KEY |= {"GET /", "GET /dashboard/plotly.min.js"} | {
+    f"GET /dashboard/{path.relative_to(DASHBOARD).as_posix()}"
+    for path in DASHBOARD.rglob("*.*")
+    if path.suffix in {".css", ".js", ".svg"}
+}
 # From this machine itself too; the reference says nothing that the repository does not.
 ON_LOOPBACK = {"GET /docs", "GET /openapi.json"}
 
@@ -52,11 +61,26 @@ async def test_a_route_that_is_open_would_be_seen(monkeypatch: pytest.MonkeyPatc
     assert await answered(app) == WITHOUT_KEY | {"PUT /v1/canary"}
 
 
-@pytest.mark.parametrize("path", ["/healthz/", "//healthz", "/healthz/../v1/files", "/HEALTHZ", "/docs/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/healthz/",
+        "//healthz",
+        "/healthz/../v1/files",
+        "/HEALTHZ",
+        "/docs/x",
+        "/dashboard",
+        "/dashboard/",
+        "/dashboard/files.py",
+        "/dashboard/../main.py",
+        "/dashboard/js/%2e%2e/files.py",
+        "//dashboard/style.css",
+    ],
+)
 async def test_what_looks_like_an_open_path_is_not_one(path: str) -> None:
     transport = httpx2.ASGITransport(make_app())
-    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:1") as nobody:
-        assert (await nobody.get(path)).status_code == 401
+    async with httpx2.AsyncClient(transport=transport) as nobody:
+        assert (await nobody.get(f"http://127.0.0.1:1{path}")).status_code == 401
 
 
 def test_a_route_without_a_scope_keeps_the_app_from_being_made() -> None:

@@ -1,0 +1,7 @@
+import { emptyState, head } from '../parts.js';
+
+export const title = 'Compare';
+
+export function show(root) {
+  root.append(head(title), emptyState('Not here yet', 'This page is being made.'));
+}

@@ -1,0 +1,138 @@
+// What pages are made of. Every one is an element of a class in style.css.
+
+import { ApiError } from './api.js';
+import { h } from './dom.js';
+
+// button('Save', {kind: 'primary' | 'danger' | 'quiet' | '', onclick, type, small})
+export function button(text, { kind = '', onclick, type = 'button', small = false, disabled = false, title } = {}) {
+  return h('button', { class: ['button', kind, small && 'small'].filter(Boolean).join(' '), type, onclick, disabled, title }, text);
+}
+
+// A link that looks like a button.
+export function buttonLink(text, href, { kind = '', small = false, title } = {}) {
+  return h('a', { class: ['button', kind, small && 'small'].filter(Boolean).join(' '), href, title }, text);
+}
+
+const WORDS = { validating_files: 'checking files' };
+
+// A status as a word in its colour; badge.set(status) changes it in place.
+export function badge(status) {
+  const element = h('span', { class: 'badge' });
+  element.set = (now) => {
+    if (element.dataset.status === now) return;
+    element.dataset.status = now;
+    element.textContent = WORDS[now] ?? now.replaceAll('_', ' ');
+  };
+  element.set(status);
+  return element;
+}
+
+// A labelled input; field.refuse(message) shows what is wrong with it, null takes that away.
+export function field(label, input, { hint = null } = {}) {
+  const id = input.id || `f-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
+  input.id = id;
+  const error = h('p', { class: 'field-error', id: `${id}-error`, hidden: true });
+  const about = hint ? h('p', { class: 'hint', id: `${id}-hint` }, hint) : null;
+  const described = [about && `${id}-hint`, `${id}-error`].filter(Boolean).join(' ');
+  input.setAttribute('aria-describedby', described);
+  const element = h('div', { class: 'field' }, h('label', { for: id }, label), input, error, about);
+  element.refuse = (message) => {
+    error.textContent = message ?? '';
+    error.hidden = !message;
+    if (message) input.setAttribute('aria-invalid', 'true');
+    else input.removeAttribute('aria-invalid');
+  };
+  return element;
+}
+
+// Nothing is there yet: what this place is for, and what to do.
+export function emptyState(title, text, ...actions) {
+  return h('div', { class: 'state' }, h('h2', {}, title), h('p', {}, text), actions.length ? h('div', { class: 'actions' }, actions) : null);
+}
+
+// What went wrong, in the service's own words, and a way on.
+export function errorState(error, retry = null) {
+  const known = error instanceof ApiError;
+  const title = !known ? 'The dashboard made a mistake' : error.status === 0 ? 'No answer' : error.status === 404 ? 'Not found' : error.status === 403 ? 'Not allowed' : 'That did not work';
+  return h('div', { class: 'state error', role: 'alert' },
+    h('h2', {}, title),
+    h('p', {}, error.message),
+    h('div', { class: 'actions' },
+      retry ? button('Try again', { kind: 'primary', onclick: () => retry() }) : null,
+      h('a', { class: 'button', href: '#/jobs' }, 'To the jobs')));
+}
+
+// Grey lines where something is about to be; they take the place it will have.
+export function skeleton(lines = 3) {
+  return h('div', { class: 'skeleton', 'aria-hidden': 'true' }, Array.from({ length: lines }, () => h('span')));
+}
+
+// A sentence at the edge for some seconds; `kind` is '' or 'error'.
+export function toast(text, kind = '') {
+  const element = h('p', { class: `toast ${kind}` }, text);
+  document.getElementById('toasts').append(element);
+  setTimeout(() => element.remove(), kind === 'error' ? 8000 : 4000);
+}
+
+// A dialog with any content; dialog.close() ends it. `drawer` comes from the side.
+export function dialog(title, content, { drawer = false } = {}) {
+  const element = h('dialog', { class: drawer ? 'drawer' : '', 'aria-label': title },
+    h('header', {}, h('h2', {}, title), h('button', { class: 'close', type: 'button', 'aria-label': 'Close', onclick: () => element.close() }, '×')),
+    h('div', { class: 'dialog-body' }, content));
+  element.addEventListener('close', () => element.remove());
+  element.addEventListener('click', (event) => event.target === element && element.close());
+  document.body.append(element);
+  element.showModal();
+  return element;
+}
+
+// Whether the reader means it.
+export function confirmed(title, text, yes, { kind = 'danger' } = {}) {
+  return new Promise((resolve) => {
+    const body = h('div', {}, h('p', {}, text),
+      h('div', { class: 'actions end' },
+        button('Keep it as it is', { onclick: () => box.close() }),
+        button(yes, { kind, onclick: () => { resolve(true); box.close(); } })));
+    const box = dialog(title, body);
+    box.addEventListener('close', () => resolve(false));
+  });
+}
+
+// Run what a button does: it rests meanwhile, and a refusal becomes a toast. Resolves to what `work` gave, or undefined.
+export async function act(element, work) {
+  element.disabled = true;
+  try {
+    return await work();
+  } catch (error) {
+    if (error.name !== 'AbortError' && error.status !== 401) toast(error.message, 'error');
+    return undefined;
+  } finally {
+    element.disabled = false;
+  }
+}
+
+// A page's head: title, a line below it, buttons.
+export function head(title, { about = null, actions = [] } = {}) {
+  return h('div', { class: 'head' }, h('div', {}, h('h1', {}, title), about ? h('p', { class: 'muted' }, about) : null), h('div', { class: 'actions' }, actions));
+}
+
+// table(['Name', {text: 'Size', class: 'num'}], rows of cells); wide ones scroll in themselves.
+export function table(columns, rows, { label } = {}) {
+  const body = h('tbody', {}, rows.map((cells) => h('tr', {}, cells.map((cell, i) => h('td', { class: columns[i].class }, cell)))));
+  return h('div', { class: 'table-box', tabindex: '0', role: 'region', 'aria-label': label },
+    h('table', {}, h('thead', {}, h('tr', {}, columns.map((column) => h('th', { scope: 'col', class: column.class }, column.text ?? column)))), body));
+}
+
+// Copy to the clipboard, or say that the browser refuses.
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    toast('Copied.');
+  } catch {
+    const area = h('textarea', { class: 'mono', rows: 8, readonly: true });
+    area.value = text;
+    dialog('Copy this', area);
+    area.select();
+  }
+}
+
