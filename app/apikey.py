@@ -12,6 +12,8 @@ import zlib
 
 ALPHABET = string.digits + string.ascii_letters
 KEY_FORM = re.compile(r"ft_([0-9A-Za-z]{8})_([0-9A-Za-z_-]{43})_([0-9A-Za-z]{6})")
+TICKET_BEGINS = "ftd_"  # a download ticket: app/tickets.py
+TICKET_FORM = re.compile(rf"{TICKET_BEGINS}[0-9A-Za-z_-]{{43}}")
 
 
 def _checksum(text: str) -> str:
@@ -42,8 +44,8 @@ def redacted(key_id: str) -> str:
 
 
 def without_keys(text: str) -> str:
-    """The text with the secret of every key in it taken out."""
-    return KEY_FORM.sub(lambda form: redacted(form[1]), text)
+    """The text with the secret of every key, and every download ticket, in it taken out."""
+    return TICKET_FORM.sub(f"{TICKET_BEGINS}…", KEY_FORM.sub(lambda form: redacted(form[1]), text))
 
 
 def secret_sha256(secret: str) -> str:

@@ -4,15 +4,17 @@ import hmac
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from app import tickets
 from app.apikey import make_key, parse_key, secret_sha256
 from app.database import Database, WorkerDatabase
 from app.errors import NotAuthenticated
@@ -108,26 +110,59 @@ def _bearer(request: Request) -> str:
 
 
 async def authenticate(request: Request) -> Caller:
-    """Whose key it is. Counts the request where the key has a limit.
+    """Whose key it is, or whose ticket. Counts the request where the key has a limit.
 
     Raises NotAuthenticated, not saying what was wrong with the key; TooMany.
     """
+    ticket = tickets.take_out(request.scope)
+    if ticket is not None and tickets.counts(request.scope, request.headers):
+        async with _database(request).transaction() as session:
+            return await _by_ticket(session, request, ticket)
     key_id, secret = parse_key(_bearer(request)) or ("", "")
-    database: Database = request.app.state.database
     # A transaction of its own: the route's holds no connection until the route itself asks for one.
-    async with database.transaction() as session:
+    async with _database(request).transaction() as session:
         row = await session.get(ApiKey, key_id)
         # Hash and compare even when there is no such key, so that time does not tell.
         same = hmac.compare_digest(row.secret_sha256 if row else "", secret_sha256(secret))
-        at = datetime.now(UTC)
-        if row is None or not same or row.revoked_at or (row.expires_at and row.expires_at <= at):
+        if row is None or not same or not _is_good(row):
             raise NotAuthenticated("This API key is unknown, expired or revoked.")
-        if row.requests_per_minute is not None:
-            left = await spend_request(session, row.id, row.requests_per_minute)
-            request.state.headers = left
-        if row.last_used_at is None or at - row.last_used_at > LAST_USED_EVERY:
-            row.last_used_at = at
-        return Caller(row.id, row.owner, frozenset(row.scopes), row.storage_bytes)
+        return await _let_in(session, request, row)
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _is_good(row: ApiKey) -> bool:
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > datetime.now(UTC))
+
+
+async def _let_in(session: AsyncSession, request: Request, row: ApiKey) -> Caller:
+    if row.requests_per_minute is not None:
+        request.state.headers = await spend_request(session, row.id, row.requests_per_minute)
+    at = datetime.now(UTC)
+    if row.last_used_at is None or at - row.last_used_at > LAST_USED_EVERY:
+        row.last_used_at = at
+    return Caller(row.id, row.owner, frozenset(row.scopes), row.storage_bytes)
+
+
+async def _by_ticket(session: AsyncSession, request: Request, ticket: str) -> Caller:
+    """The caller whose key asked for the ticket, who may do nothing but that download."""
+    path: str = request.scope["path"]
+    key_id = await tickets.use(session, ticket, path)
+    row = None if key_id is None else await session.get(ApiKey, key_id)
+    if row is None or not _is_good(row):
+        raise NotAuthenticated(
+            "This download ticket is unknown, used or expired: each is good for one download within a minute."
+            " Ask for another: POST /v1/download_tickets.",
+            code="invalid_ticket",
+        )
+    known = await _let_in(session, request, row)
+    # What it was good for must not lie in a cache.
+    headers = {**getattr(request.state, "headers", {}), "cache-control": "no-store"}
+    request.state.headers = headers
+    return replace(known, scopes=frozenset(filter(known.may, [tickets.scope_of(path) or ""])))
 
 
 def caller(request: Request) -> Caller:

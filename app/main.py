@@ -24,6 +24,7 @@ from app.routes import (
     dashboard,
     deliveries,
     diagnosis,
+    download_tickets,
     files,
     health,
     inspections,
@@ -32,8 +33,11 @@ from app.routes import (
     models,
     permissions,
     progress,
+    recipe_form,
+    storage_use,
     uploads,
     webhooks,
+    workers,
 )
 from app.settings import Settings
 from app.storage import open_store
@@ -80,9 +84,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.store = open_store(settings)
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
-    training = (jobs, progress, diagnosis, permissions)
+    training = (jobs, progress, diagnosis, permissions, recipe_form)
     parts = (files, uploads, inspections, *training, models, completions, chat, webhooks, deliveries)
-    for part in (*parts, keys, audit_log):
+    machines = (workers, storage_use, download_tickets)
+    for part in (*parts, *machines, keys, audit_log):
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -292,3 +292,4 @@ class Worker(Base):
     started_at: Mapped[datetime] = _created()
     seen_at: Mapped[datetime] = _created()
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    devices: Mapped[list[Any] | None] = mapped_column(JSONB)  # GPUs; null: an older release's worker

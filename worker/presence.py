@@ -5,12 +5,14 @@ who looks. The database knows better: jobs are due and announced, a slot is free
 the process hands back what it trains and ends with code 70, for whatever keeps it running to start it anew.
 """
 
+import math
 import os
 import socket
 import threading
 import time
 from datetime import timedelta
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 from sqlalchemy import delete
@@ -18,12 +20,14 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.lifecycle import announcements
 from app.tables import Worker, now
+from worker import devices
 from worker.tasks import Runtime
 
 log = structlog.get_logger()
 DEAF = 70  # EX_SOFTWARE
 CAREFUL = timedelta(seconds=60)  # kombu notices most dead connections within 45
 LAST_ROWS = 15.0  # seconds beyond the trainers' own grace
+DEVICES_EVERY = 30.0  # seconds; asking the driver takes up to one of them
 
 
 class Presence:
@@ -33,6 +37,8 @@ class Presence:
         self.runtime, self.settings = runtime, runtime.settings
         # Two announcements, each of which a broken connection may have swallowed, and then some.
         self.patience = max(2 * self.settings.redispatch, CAREFUL)
+        self._devices: list[dict[str, Any]] = []
+        self._devices_at = -math.inf
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -70,6 +76,7 @@ class Presence:
             "busy": len(runtime.held),
             "version": version("finetuned"),
             "draining": runtime.draining.is_set(),
+            "devices": self._look(),
         }
         row = insert(Worker).values(id=runtime.worker, **values)
         with runtime.database.transaction() as session:
@@ -77,6 +84,11 @@ class Presence:
             if runtime.draining.is_set() or not runtime.idle_for(self.patience):
                 return False
             return announcements.waits_unheard(session, self.patience, self.settings.redispatch)
+
+    def _look(self) -> list[dict[str, Any]]:
+        if time.monotonic() - self._devices_at > DEVICES_EVERY:
+            self._devices, self._devices_at = devices.look(), time.monotonic()
+        return self._devices
 
     def _leave(self) -> None:
         log.error("deaf_to_the_broker", worker=self.runtime.worker)

@@ -99,6 +99,9 @@ class Doer:
             case "DELETE /v1/files/{file_id}":
                 file_id = make_file(http)
                 return lambda: http.delete(f"/v1/files/{file_id}")
+            case "POST /v1/download_tickets":
+                wanted = {"path": f"/v1/files/{make_file(http)}/content"}
+                return lambda: http.post("/v1/download_tickets", json=wanted)
             case "POST /v1/fine_tuning/jobs":
                 body = {"model": "tiny-gpt2", "training_file": make_file(http)}
                 return lambda: http.post(JOBS, json=body)

@@ -10,7 +10,7 @@ from app.lifecycle import announcements
 from app.tables import Job, Worker, now
 from tests.worker.conftest import Bench, NewBench
 from tests.worker.test_supervision import LONG, wait_for, wait_for_step
-from worker import presence
+from worker import devices, presence
 from worker.health import is_alive
 from worker.presence import Presence
 
@@ -86,3 +86,16 @@ def test_no_more_is_announced_than_free_slots_can_take(bench: Bench) -> None:
         session.scalars(select(Worker)).one().slots = 4
         session.flush()
         assert len(announcements.due(session, again, fresh)) == 5
+
+
+def test_devices_are_those_that_the_worker_may_use() -> None:
+    said = (
+        "0, GPU-1d2e, NVIDIA H100 80GB HBM3, 81559, 1024\n1, GPU-9f3a, NVIDIA H100 80GB HBM3, 81559, [N/A]\n"
+    )
+    both = devices.read(said, None)
+    assert [card["name"] for card in both] == ["NVIDIA H100 80GB HBM3"] * 2
+    assert (both[0]["memory_bytes"], both[0]["used_bytes"]) == (81559 * 1024**2, 1024**3)
+    assert both[1]["used_bytes"] is None
+    assert devices.read(said, "1") == devices.read(said, "GPU-9f") == both[1:]
+    assert devices.read(said, "") == []
+    assert isinstance(devices.look(), list), "also where there is no driver"
