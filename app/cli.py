@@ -1,22 +1,27 @@
-"""`finetuned …`, the terminal's side of the service."""
+"""`finetuned …`, the terminal's side of the service, put together.
 
+Commands load what they need when they run: `finetuned --help` and completion answer at once.
+"""
+
+import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from app.settings import Settings
+from app.terminal import files, jobs, screen, submit, watch
+from app.terminal.connection import read_settings
+from app.terminal.outcome import Exit, Failure
 
 commands = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print the values of locals, keys and passwords included
     help="Fine-tune GPT-2-style models on your own GPU behind the OpenAI API.",
 )
+SERVICE, TRAINING, THINGS = "The service", "Training", "Files, models, keys"
 
 
-@commands.command()
+@commands.command(rich_help_panel=SERVICE)
 def up(
     home: Annotated[Path | None, typer.Option(help="Folder of all that is kept [$FINETUNED_HOME]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one [8000]")] = None,
@@ -27,12 +32,12 @@ def up(
     from app.embedded.up import up as run
 
     try:
-        run(settings(home=home, port=port, host=host), typer.echo)
+        run(read_settings(home=home, port=port, host=host), typer.echo)
     except EmbeddedError as error:
-        refuse(str(error))
+        raise Failure(str(error)) from None
 
 
-@commands.command()
+@commands.command(rich_help_panel=SERVICE)
 def prepare() -> None:
     """Bring the database of DATABASE_URL to the newest schema, and write the first API key.
 
@@ -42,27 +47,34 @@ def prepare() -> None:
     from app.embedded.up import prepare as run
 
     try:
-        run(settings())
+        run(read_settings())
     except NotConfigured as error:
-        refuse(str(error))
+        raise Failure(str(error)) from None
 
 
-def settings(**options: Any) -> Settings:
-    """What the environment says, and options where they are given."""
-    try:
-        return Settings(**{name: value for name, value in options.items() if value is not None})
-    except ValidationError as error:
-        refuse("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
-
-
-def refuse(sentence: str) -> NoReturn:
-    """One sentence on the error output, and exit code 1."""
-    typer.echo(f"finetuned: {sentence}", err=True)
-    raise typer.Exit(1)
+for command in (
+    submit.submit,
+    jobs.jobs,
+    jobs.job,
+    watch.watch,
+    jobs.logs,
+    jobs.cancel,
+    jobs.pause,
+    jobs.resume,
+):
+    commands.command(rich_help_panel=TRAINING)(command)
+commands.add_typer(files.group, name="files", rich_help_panel=THINGS)
 
 
 def main() -> None:
-    commands()
+    """Run the command of the argument list, and end with the code that says how it went."""
+    try:
+        commands(prog_name="finetuned")
+    except Failure as failure:
+        screen.complain(failure.sentence)
+        sys.exit(failure.code)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
 
 
 if __name__ == "__main__":

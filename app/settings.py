@@ -95,6 +95,14 @@ class Settings(BaseSettings):
         "finetuned", description="`organization_id` of jobs, and the name in `ft:` models"
     )
 
+    # The command line, as a client of a service
+    url: str | None = Field(
+        None, description="Address of the service that commands talk to; by default the home's"
+    )
+    api_key: SecretStr | None = Field(
+        None, description="API key that commands use; by default the one in the file `key` of the home"
+    )
+
     # Base models
     base_models: Path | None = Field(None, description="Folder of model folders, offered by folder name")
     hub_models: Annotated[tuple[str, ...], NoDecode] = Field(

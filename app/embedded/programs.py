@@ -107,6 +107,7 @@ def environment(settings: Settings) -> dict[str, str | None]:
         **_both("DATABASE_URL", _secret(settings.database_url)),
         **_both("REDIS_URL", _secret(settings.redis_url)),
         **_both("GENERATOR_URL", settings.generator_url),
+        "FINETUNED_API_KEY": None,  # what a person's commands use is no program's business
     }
 
 

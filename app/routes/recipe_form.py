@@ -47,11 +47,16 @@ async def read_card(body: CardRequest) -> JsonObject:
 
     `{"card": "- learning_rate: 0.0005\\n- num_epochs: 20\\n- distributed_type: multi-GPU"}` is answered with
     `{"object": "fine_tuning.recipe.card", "hyperparameters": {"learning_rate": 0.0005, "num_epochs": 20},
-    "ignored": ["distributed_type"]}`. Whether the values can be meant, a job's `dry_run` says.
+    "ignored": ["distributed_type"], …}`. Whether the values can be meant, a job's `dry_run` says.
+
+    `remarks` tells of each line that was not taken as it stands (`name`, `value`, `says`), and whether the
+    result may be another one for it (`changes`); `base_model` is the one that the card's head names, or null.
     """
     found = card.read(body.card)
     return {
         "object": "fine_tuning.recipe.card",
         "hyperparameters": found.hyperparameters,
-        "ignored": list(found.ignored),
+        "ignored": found.ignored,
+        "remarks": [asdict(remark) for remark in found.remarks],
+        "base_model": found.base_model,
     }

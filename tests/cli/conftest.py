@@ -1,0 +1,135 @@
+"""`finetuned …` against a real API, and in a real pseudo-terminal where that matters."""
+
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from app import cli
+from tests.app.conftest import Api, api, client, http, more_settings, rows
+
+__all__ = ["api", "client", "http", "more_settings", "rows"]
+ROOT = Path(__file__).parents[2]
+DEADLINE = 60.0  # seconds for what takes one on an idle machine
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r")
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command in this process, with the API's address and key in the environment."""
+    monkeypatch.setenv("FINETUNED_URL", api.url)
+    monkeypatch.setenv("FINETUNED_API_KEY", api.key)
+    monkeypatch.setenv("FINETUNED_HOME", str(api.settings.home))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["finetuned", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else 0 if code is None else 1, said.out, said.err)
+
+    return call
+
+
+@dataclass
+class Terminal:
+    """A command in a pseudo-terminal of 100 columns and 30 lines; `written` is what it wrote, as it came."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    written: str = ""
+    _child: int = field(init=False)
+    _line: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._child, self._line = pty.fork()
+        if self._child == 0:
+            os.chdir(ROOT)
+            os.environ.update(self.environment)
+            os.execv(sys.executable, [sys.executable, "-m", "app.cli", *self.arguments])  # noqa: S606
+        ioctl(self._line, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+
+    @property
+    def text(self) -> str:
+        """Without colours and movements of the cursor."""
+        return CONTROL.sub("", self.written)
+
+    def wait_for(self, what: str) -> None:
+        """Raises AssertionError where it is not written in time."""
+        deadline = time.monotonic() + DEADLINE
+        while what not in self.text:
+            assert time.monotonic() < deadline, f"{what!r} was never written:\n{self.text}"
+            assert self._read(), f"{what!r} was not written before the end:\n{self.text}"
+
+    def send(self, keys: str) -> None:
+        os.write(self._line, keys.encode())
+
+    def end(self) -> int:
+        """Its exit code, once it has ended."""
+        deadline = time.monotonic() + DEADLINE
+        while self._read():
+            assert time.monotonic() < deadline, f"it does not end:\n{self.text}"
+        _, status = os.waitpid(self._child, 0)
+        self._child = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> bool:
+        """Takes what has been written; False once the other side is closed."""
+        if not select.select([self._line], [], [], 0.2)[0]:
+            return True
+        try:
+            data = os.read(self._line, 65536)
+        except OSError:  # how Linux tells that nobody has it open
+            return False
+        self.written += data.decode(errors="replace")
+        return bool(data)
+
+    def close(self) -> None:
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+        os.close(self._line)
+
+
+OpenTerminal = Callable[..., Terminal]
+
+
+@pytest.fixture
+def terminal(api: Api) -> Iterator[OpenTerminal]:
+    """Starts a command in a pseudo-terminal."""
+    opened: list[Terminal] = []
+    around = {"FINETUNED_URL": api.url, "FINETUNED_API_KEY": api.key, "TERM": "xterm-256color"}
+
+    def open_one(*arguments: str, **environment: str) -> Terminal:
+        opened.append(Terminal(arguments, {**around, **environment}))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
