@@ -26,7 +26,7 @@ from app.dependencies import open_session
 from app.errors import NotAllowed, ServiceError
 
 # The only paths without a key: the dashboard's are scripts and styles, the same for everybody. Those of the
-# API reference want none from this machine itself.
+# API reference want none from this machine itself. /metrics does: behind a proxy everybody comes from here.
 OPEN = frozenset({"/healthz", "/readyz", *FILES})
 OPEN_ON_LOOPBACK = frozenset({"/docs", "/openapi.json"})
 ANY_KEY = "any"

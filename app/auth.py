@@ -34,11 +34,12 @@ SCOPES = {
     "generate": "Have models write: completions and chat",
     "webhooks:read": "List webhook endpoints and deliveries",
     "webhooks:write": "The same; create, change, test and delete",
+    "metrics:read": "Read the figures of /metrics; an admin's to give",
     "admin:read": "List everybody's keys, read the audit log",
     "admin:write": "The same; make keys for anybody, with any scopes, and revoke them",
 }
 USER_SCOPES = ("files:write", "jobs:write", "models:write", "generate", "webhooks:write")
-ALL_SCOPES = (*USER_SCOPES, "admin:write")
+ALL_SCOPES = (*USER_SCOPES, "metrics:read", "admin:write")
 # One write a minute and key is enough to see which keys are in use.
 LAST_USED_EVERY = timedelta(minutes=1)
 

@@ -26,6 +26,7 @@ from app.queue import announce, answers, make_celery
 from app.settings import Settings
 from app.storage import Store
 from app.tables import now
+from app.watch.traffic import Traffic
 from app.webhooks import deliveries
 from app.webhooks.courier import Courier
 
@@ -74,32 +75,38 @@ class Connection:
 class Dispatcher:
     """The loops and what they know."""
 
-    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+    def __init__(self, settings: Settings, database: Database, store: Store, traffic: Traffic) -> None:
         self.settings, self.database, self.store = settings, database, store
         self.broker_reachable = True
+        self.rounds: dict[str, float] = {}  # when each loop last did its duty, on the monotonic clock
         self._celery: Celery = make_celery(settings, BROKER_PATIENCE)
         # A thread for each, so that none waits behind uploads, which share the loop's own threads.
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._remover = ThreadPoolExecutor(1, "remove")
-        self.courier = Courier(settings, database)
+        self.courier = Courier(settings, database, traffic)
         self._connection = Connection(settings.lease)
         self._swept_at = 0.0
 
     async def run_forever(self) -> None:
         look = min(LOOK_EVERY, self.settings.sweep_interval.total_seconds())
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._repeat(self._announce_due, self._pause_until_woken))
-            loops.create_task(self._repeat(self._sweep, lambda: asyncio.sleep(look)))
-            loops.create_task(self._repeat(self.courier.send_due, lambda: self.courier.pause(LOOK_EVERY)))
-            loops.create_task(self._repeat(self._purge, lambda: asyncio.sleep(LOOK_EVERY)))
-            loops.create_task(self._repeat(self._tidy, lambda: asyncio.sleep(TIDY_EVERY)))
+            for name, duty, pause in (
+                ("announce", self._announce_due, self._pause_until_woken),
+                ("sweep", self._sweep, lambda: asyncio.sleep(look)),
+                ("webhooks", self.courier.send_due, lambda: self.courier.pause(LOOK_EVERY)),
+                ("purge", self._purge, lambda: asyncio.sleep(LOOK_EVERY)),
+                ("tidy", self._tidy, lambda: asyncio.sleep(TIDY_EVERY)),
+            ):
+                self.rounds[name] = time.monotonic()
+                loops.create_task(self._repeat(name, duty, pause))
 
     async def _repeat(
-        self, duty: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[None]]
+        self, name: str, duty: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[None]]
     ) -> None:
         while True:
             try:
                 await duty()
+                self.rounds[name] = time.monotonic()
             except (SQLAlchemyError, OSError) as error:
                 self._connection.broke()
                 log.warning("dispatch_interrupted", error=type(error).__name__)
@@ -186,9 +193,11 @@ class Dispatcher:
 
 
 @contextlib.asynccontextmanager
-async def dispatching(settings: Settings, database: Database, store: Store) -> AsyncIterator[Dispatcher]:
+async def dispatching(
+    settings: Settings, database: Database, store: Store, traffic: Traffic
+) -> AsyncIterator[Dispatcher]:
     """The loops, for as long as the context lasts."""
-    dispatcher = Dispatcher(settings, database, store)
+    dispatcher = Dispatcher(settings, database, store, traffic)
     task = asyncio.create_task(dispatcher.run_forever(), name="dispatch")
     try:
         yield dispatcher

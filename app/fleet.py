@@ -7,32 +7,42 @@ largest (rendezvous hashing): a generator more or less moves only its own share 
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from app.errors import TooMany, Unavailable
 from app.generator import Generation, Generator, Piece, Usage, away
+
+Lines = AsyncGenerator[Piece | Usage | None]
+Measure = Callable[[Generation, Lines], Lines]
 
 # Seconds for which a generator that was not there is asked after all others.
 PAUSE = 5.0
 
 
 class Fleet:
-    """The generators of GENERATOR_URL; none at all is like one that is always away."""
+    """The generators of GENERATOR_URL; none at all is like one that is always away.
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    `measure` passes each generation's lines on, and may count them.
+    """
+
+    def __init__(self, urls: Sequence[str], measure: Measure = lambda _, lines: lines) -> None:
         self._members = [Generator(url) for url in urls]
+        self._measure = measure
         self._paused: dict[str, float] = {}  # until when, on the monotonic clock
 
     async def close(self) -> None:
         for member in self._members:
             await member.close()
 
-    async def lines(self, generation: Generation) -> AsyncGenerator[Piece | Usage | None]:
+    def lines(self, generation: Generation) -> Lines:
         """What the first generator says that is there and not full; see Generator.lines.
 
         Raises ServiceError: TooMany where one was full, Unavailable where none was there.
         """
+        return self._measure(generation, self._lines(generation))
+
+    async def _lines(self, generation: Generation) -> Lines:
         refusal: TooMany | Unavailable = away()
         for member in self._order(generation.source):
             begun = False

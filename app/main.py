@@ -30,6 +30,7 @@ from app.routes import (
     inspections,
     jobs,
     keys,
+    metrics,
     models,
     permissions,
     progress,
@@ -42,6 +43,8 @@ from app.routes import (
 from app.settings import Settings
 from app.storage import open_store
 from app.upstream import Upstreams
+from app.watch.figures import Figures
+from app.watch.traffic import Requests, Traffic
 
 
 @asynccontextmanager
@@ -50,11 +53,11 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     app.state.database = Database(settings)
     app.state.inspector = Inspector()
     app.state.reports = Reports(app.state.inspector, app.state.store)
-    app.state.generator = Fleet(settings.generator_urls)
+    app.state.generator = Fleet(settings.generator_urls, app.state.traffic.measure)
     app.state.upstreams = Upstreams(settings.upstreams)
     try:
         async with (
-            dispatching(settings, app.state.database, app.state.store) as dispatcher,
+            dispatching(settings, app.state.database, app.state.store, app.state.traffic) as dispatcher,
             feeding(app.state.database) as feed,
         ):
             app.state.dispatcher, app.state.feed = dispatcher, feed
@@ -82,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.store = open_store(settings)
+    app.state.figures, app.state.traffic = Figures(settings), Traffic()
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
     training = (jobs, progress, diagnosis, permissions, recipe_form)
@@ -91,6 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         v1.include_router(part.router)
     app.include_router(v1)
     app.include_router(health.router)
+    app.include_router(metrics.router, dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
     app.include_router(reference.router)
     app.include_router(dashboard.router)
     check_routes(app)
@@ -99,4 +104,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate)
     app.add_middleware(RequestIds)
+    app.add_middleware(Requests, traffic=app.state.traffic, service=app)
     return app

@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from app import answer_shapes as shapes
 
 JsonObject = dict[str, Any]
-BELOW_KEY = "/v1"
+BELOW_KEY = ("/v1", "/metrics")
 JOBS = "/v1/fine_tuning/jobs"
 # What a success holds, by call; for calls that are not here: an object.
 ANSWERS: dict[str, tuple[type[BaseModel], ...]] = {
@@ -38,6 +38,7 @@ ANSWERS: dict[str, tuple[type[BaseModel], ...]] = {
 }
 # Successes that are not JSON, or not always.
 MEDIA = {
+    "GET /metrics": ("text/plain", "application/openmetrics-text"),
     "GET /v1/files/{file_id}/content": ("application/octet-stream",),
     f"GET {JOBS}/{{job_id}}/events/stream": ("text/event-stream",),
     "GET /v1/models/{model}/download": ("application/zip",),

@@ -7,50 +7,15 @@ hand-typed SQL cannot break it; times are the database's clock.
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    ColumnElement,
-    DateTime,
-    ForeignKey,
-    Identity,
-    Index,
-    MetaData,
-    UniqueConstraint,
-    func,
-    or_,
-    text,
-)
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, UniqueConstraint, func, or_, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-JsonObject = dict[str, Any]
-now = func.clock_timestamp()
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
-        datetime: DateTime(timezone=True),
-        JsonObject: JSONB,
-        int: BigInteger,
-    }
-
-
-def _seq() -> Mapped[int]:
-    return mapped_column(Identity(always=True), unique=True)
-
-
-def _created() -> Mapped[datetime]:
-    return mapped_column(server_default=now)
+from app.mapping import Base as Base
+from app.mapping import JsonObject as JsonObject
+from app.mapping import make_created as _created
+from app.mapping import make_seq as _seq
+from app.mapping import now as now
 
 
 class File(Base):
@@ -98,6 +63,8 @@ class Job(Base):
     key_id: Mapped[str | None]
     idempotency_key: Mapped[str | None]
     request_sha256: Mapped[str]
+    request_id: Mapped[str | None]  # of the POST, as it stands in the logs
+    traceparent: Mapped[str | None]  # of the POST's trace, which the worker's spans join
 
     # What was asked
     model: Mapped[str]
@@ -143,6 +110,7 @@ class Job(Base):
     created_at: Mapped[datetime] = _created()
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    metrics_thinned_at: Mapped[datetime | None]
 
     __table_args__ = (
         CheckConstraint(
@@ -166,6 +134,10 @@ class Job(Base):
         UniqueConstraint("owner", "idempotency_key"),
         Index(None, "owner", "seq"),
         Index("ix_jobs_due", text("priority DESC"), "seq", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_waiting", "not_before", postgresql_where=text("status = 'queued'")),
+        Index(None, "status"),
+        Index(None, "started_at"),
+        Index("ix_jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index(None, "training_file"),
         Index(None, "validation_file"),
@@ -257,6 +229,7 @@ class Checkpoint(Base):
     bytes: Mapped[int]
     metrics: Mapped[JsonObject]
     best: Mapped[bool] = mapped_column(server_default=text("false"))
+    pinned: Mapped[bool] = mapped_column(server_default=text("false"))  # kept until somebody unpins it
     created_at: Mapped[datetime] = _created()
     deleted_at: Mapped[datetime | None]
     __table_args__ = (UniqueConstraint("job_id", "step"), Index(None, "job_id", "seq"))

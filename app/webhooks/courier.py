@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.database import Database, run
 from app.errors import TooMany
 from app.settings import Settings
+from app.watch.traffic import Traffic
 from app.webhooks import deliveries, event, secret
 from app.webhooks.deliveries import Claimed
 from app.webhooks.post import Outcome, Post
@@ -30,8 +31,10 @@ class WrongKey(Exception):
 class Courier:
     """One an API process; any number of them share the work."""
 
-    def __init__(self, settings: Settings, database: Database, post: Post | None = None) -> None:
-        self._settings, self._database = settings, database
+    def __init__(
+        self, settings: Settings, database: Database, traffic: Traffic, post: Post | None = None
+    ) -> None:
+        self._settings, self._database, self._traffic = settings, database, traffic
         self._post = post or Post(settings.webhook_allow, settings.webhook_timeout)
         self._lease = settings.webhook_timeout * LEASE_TIMES
         self._under_way: set[asyncio.Task[None]] = set()
@@ -77,6 +80,7 @@ class Courier:
             outcome = await self._post.send(due.url, signed, due.body.encode())
         async with self._database.transaction() as session:
             status = await run(session, deliveries.record, due, outcome, self._settings.webhook_retries)
+        self._traffic.webhooks.labels(status or "lost").inc()
         log.info(
             "webhook_sent",
             endpoint=due.endpoint_id,

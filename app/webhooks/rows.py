@@ -66,5 +66,6 @@ class WebhookDelivery(Base):
         CheckConstraint("attempts >= tries AND tries >= 0", "counters"),
         UniqueConstraint("endpoint_id", "event_id"),
         Index(None, "endpoint_id", "seq"),
+        Index("ix_webhook_deliveries_failed", "ended_at", postgresql_where=text("status = 'failed'")),
         Index("ix_webhook_deliveries_due", "due_at", postgresql_where=text("status = 'pending'")),
     )

@@ -21,6 +21,7 @@ from app.database import Database, run
 from app.lifecycle import wishes
 from app.settings import Settings
 from app.tables import File, now
+from app.watch.traffic import Traffic
 from app.webhooks import deliveries, event, secret
 from app.webhooks.courier import Courier
 from app.webhooks.post import Outcome
@@ -41,7 +42,7 @@ class World:
         self.jobs = 0
 
     def courier(self) -> Courier:
-        self.couriers.append(Courier(self.settings, self.database))
+        self.couriers.append(Courier(self.settings, self.database, Traffic()))
         return self.couriers[-1]
 
     async def endpoint(self, path: str, kinds: tuple[str, ...] = event.TYPES, owner: str = "me") -> str:
@@ -298,7 +299,7 @@ async def test_two_dispatchers_share_and_never_double(world: World) -> None:
     for _ in range(4):
         await world.ended_job()
     others = Database(world.settings), Database(world.settings)
-    couriers = [Courier(world.settings, database) for database in others]
+    couriers = [Courier(world.settings, database, Traffic()) for database in others]
     await asyncio.gather(*(world.carry(courier) for courier in couriers))
     await world.carry(couriers[0])  # what one was about to find when the other held it
     seen = Counter((each.path, each.id) for each in world.receiver.received)

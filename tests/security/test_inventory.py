@@ -109,7 +109,7 @@ def test_the_key_of_the_gate_is_asked_for_by_every_route_once_more() -> None:
     app = make_app()
     assert "Gate" in [getattr(middleware.cls, "__name__", "") for middleware in app.user_middleware]
     assert all(
-        call.path in access.OPEN | access.OPEN_ON_LOOPBACK or call.path.startswith("/v1/")
+        call.path in access.OPEN | access.OPEN_ON_LOOPBACK or call.path.startswith(("/v1/", "/metrics"))
         for call in inventory(app)
     )
 
