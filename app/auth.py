@@ -29,6 +29,7 @@ SCOPES = {
     "files:write": "The same; upload and delete",
     "jobs:read": "List jobs, events, metrics and checkpoints",
     "jobs:write": "The same; create, cancel, pause and resume",
+    "jobs:high": "Beside jobs:write: create jobs of priority `high`, which make others give way",
     "models:read": "List and download models",
     "models:write": "The same; delete, and permit others to use",
     "generate": "Have models write: completions and chat",
@@ -39,7 +40,7 @@ SCOPES = {
     "admin:write": "The same; make keys for anybody, with any scopes, and revoke them",
 }
 USER_SCOPES = ("files:write", "jobs:write", "models:write", "generate", "webhooks:write")
-ALL_SCOPES = (*USER_SCOPES, "metrics:read", "admin:write")
+ALL_SCOPES = (*USER_SCOPES, "jobs:high", "metrics:read", "admin:write")
 # One write a minute and key is enough to see which keys are in use.
 LAST_USED_EVERY = timedelta(minutes=1)
 

@@ -21,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import litter, purge
 from app.database import Database, run
-from app.lifecycle import announcements, claims
+from app.lifecycle import announcements, claims, yielding
+from app.lifecycle.offers import MISSED
 from app.queue import announce, answers, make_celery
 from app.settings import Settings
 from app.storage import Store
@@ -33,7 +34,6 @@ from app.webhooks.courier import Courier
 log = structlog.get_logger()
 LOOK_EVERY = 1.0  # seconds; a retry whose delay is over is found by looking
 TIDY_EVERY = 600.0
-MISSED = 3  # heartbeats after which a worker's free slots no longer count
 BROKER_PATIENCE = 5  # seconds
 
 
@@ -93,6 +93,7 @@ class Dispatcher:
             for name, duty, pause in (
                 ("announce", self._announce_due, self._pause_until_woken),
                 ("sweep", self._sweep, lambda: asyncio.sleep(look)),
+                ("make_room", self._make_room, lambda: asyncio.sleep(look)),
                 ("webhooks", self.courier.send_due, lambda: self.courier.pause(LOOK_EVERY)),
                 ("purge", self._purge, lambda: asyncio.sleep(LOOK_EVERY)),
                 ("tidy", self._tidy, lambda: asyncio.sleep(TIDY_EVERY)),
@@ -138,6 +139,15 @@ class Dispatcher:
             async with self.database.transaction() as session:
                 await run(session, announcements.mark_dispatched, job_id)
 
+    async def _make_room(self) -> None:
+        """Where urgent jobs wait and no slot is free, somebody gives way."""
+        settings, fresh = self.settings, MISSED * self.settings.heartbeat
+        async with self.database.transaction() as session:
+            await run(session, yielding.withdraw)
+            asked = await run(session, yielding.make_room, settings.preempt_after, settings.redispatch, fresh)
+        for job_id in asked:
+            log.info("asked_to_give_way", job_id=job_id)
+
     async def _purge(self) -> None:
         """Remove the bytes of what is marked as deleted; a store that refuses is asked again next time."""
         async with self.database.transaction() as session:
@@ -166,6 +176,7 @@ class Dispatcher:
         self._swept_at = at
         async with self.database.transaction() as session:
             lost = await run(session, claims.reap, self.settings.lease_grace)
+            await run(session, announcements.tell_unserved, MISSED * self.settings.heartbeat)
         for job_id in lost:
             log.warning("claim_reaped", job_id=job_id)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from app import catalogue, forecast, job_inputs, job_request, rehearsal, weights
 from app.database import run
-from app.dispatch import MISSED
 from app.errors import InvalidRequest
 from app.inspection import subject
 from app.inspection.desk import Desk
+from app.lifecycle.offers import MISSED
 from app.recipe import Recipe
 from app.rehearsal import Look, warning
 from app.tables import File, JsonObject

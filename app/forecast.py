@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
+from app.lifecycle import turns
 from app.resolution import DEFAULT_EPOCHS
 from app.tables import Attempt, File, Job, Worker, now
 
@@ -177,8 +178,7 @@ def start_of_next(session: Session, fresh: timedelta) -> datetime | None:
 
 def _queue(session: Session, job_ids: Collection[str]) -> Sequence[Any]:
     """The first queued jobs, and the given ones wherever they stand, in order."""
-    order = func.row_number().over(order_by=(Job.priority.desc(), Job.seq))
-    ranked = select(Job.id, order.label("position")).where(Job.status == "queued").subquery()
+    ranked = turns.ranks()
     return session.execute(
         select(
             Job.id,

@@ -9,7 +9,9 @@ from pydantic import Field
 from app.body import Body
 from app.errors import InvalidRequest
 from app.hyperparameters import RecipeError
+from app.priority import Priority
 from app.recipe import Recipe
+from app.settings import Label
 
 Values = dict[str, Any]
 
@@ -49,6 +51,15 @@ class Integration(Body):
     wandb: WandbOptions
 
 
+class Requires(Body):
+    """What a worker must have to train it."""
+
+    labels: list[Label] = Field([], max_length=16, description="All of these: docs/scaling.md lists them")
+    memory_bytes: int | None = Field(
+        None, gt=0, le=2**62, description="Memory of its device; counted as what the job takes of it"
+    )
+
+
 class JobRequest(Body):
     """A request to train."""
 
@@ -73,6 +84,14 @@ class JobRequest(Body):
         pattern=r"^ftjob-[0-9a-f]{1,64}:[0-9]{1,18}$",
         description="`<job>:<step>`: begin with the weights of that checkpoint of yours; `model` is then its"
         " job's model or its base, and the new job's `model` is the checkpoint's name",
+    )
+    priority: Priority = Field(
+        "normal",
+        description="`high` goes before all others, makes one of them give way where no worker is free,"
+        " and asks for a key with the scope `jobs:high`; `low` goes after all others",
+    )
+    requires: Requires | None = Field(
+        None, description="A job that no worker suits waits for one, and its events say so"
     )
     dry_run: bool = Field(
         False, description="Make no job; answer with what it would do, cost and be warned of"

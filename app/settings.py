@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     field_validator,
     model_validator,
 )
@@ -35,6 +36,8 @@ def _seconds(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+# What a worker is told apart by.
+Label = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[A-Za-z0-9][\w.:=/-]{0,62}$")]
 
 
 def _customary(name: str) -> AliasChoices:
@@ -91,6 +94,17 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", description="Least level written to the logs: debug, info, warning, error")
     worker_slots: int = Field(1, ge=1, description="Jobs one worker trains at a time: one per GPU")
+    worker_labels: Annotated[tuple[Label, ...], NoDecode] = Field(
+        (),
+        description="What jobs may ask of this worker, comma separated: h100, zone:eu; beside what it knows"
+        " of itself (docs/scaling.md)",
+    )
+    worker_memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="What the jobs of one worker may take together, by what is reckoned for each; unset,"
+        " their number alone is limited",
+    )
     organization: str = Field(
         "finetuned", description="`organization_id` of jobs, and the name in `ft:` models"
     )
@@ -139,6 +153,10 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         3, ge=1, description="Crashes in a row, with no new checkpoint between, after which a job fails"
     )
+    preempt_after: Duration = Field(
+        timedelta(seconds=60),
+        description="How long a job trains before one of priority `high` may make it give way",
+    )
     retry_delay: Duration = Field(
         timedelta(seconds=30), description="Wait after the first crash; doubled each time up to 15 minutes"
     )
@@ -177,7 +195,7 @@ class Settings(BaseSettings):
         "auto", description="auto: float32 on a CPU, exact; bf16 on a GPU. int8: faster on a CPU, not exact"
     )
 
-    @field_validator("hub_models", "webhook_allow", "webhook_retries", mode="before")
+    @field_validator("hub_models", "worker_labels", "webhook_allow", "webhook_retries", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (

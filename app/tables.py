@@ -16,6 +16,7 @@ from app.mapping import JsonObject as JsonObject
 from app.mapping import make_created as _created
 from app.mapping import make_seq as _seq
 from app.mapping import now as now
+from app.waiting import Offering, Waiting
 
 
 class File(Base):
@@ -53,7 +54,7 @@ class File(Base):
         return cls.owner == owner, cls.deleted_at.is_(None), in_time
 
 
-class Job(Base):
+class Job(Waiting, Base):
     """One request to train. Only `lifecycle` changes `status`; `epoch` fences off workers that lost it."""
 
     __tablename__ = "jobs"
@@ -152,7 +153,7 @@ class Attempt(Base):
     epoch: Mapped[int] = mapped_column(primary_key=True)
     worker: Mapped[str]
     started_at: Mapped[datetime] = _created()
-    ended_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None] = mapped_column(index=True)
     exit_code: Mapped[int | None]
     reason: Mapped[str | None]
     # What it trained on, and how fast: tokens over all of its time, evaluations and saving included.
@@ -253,7 +254,7 @@ class Model(Base):
     __table_args__ = (Index(None, "owner", "seq"),)
 
 
-class Worker(Base):
+class Worker(Offering, Base):
     """A worker process that has been heard of; stale `seen_at` means it is gone."""
 
     __tablename__ = "workers"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from app import priority
 from app.catalogue import Source
 from app.forecast import Place
 from app.permissions import CheckpointPermission
@@ -105,6 +106,8 @@ def job(row: Job, organization: str, place: Place | None = None) -> JsonObject:
         "suffix": row.suffix,
         # Ours
         "recipe": row.resolved or row.recipe,
+        "priority": priority.name(row.priority),
+        "requires": {"labels": row.labels, "memory_bytes": row.least_memory_bytes},
         "queue": place and {"position": place.position, "estimated_start": seconds(place.starts_at)},
         "started_at": seconds(row.started_at),
         "progress": {"phase": row.phase, "step": row.step, "total_steps": row.total_steps},

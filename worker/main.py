@@ -13,29 +13,31 @@ from app.journal import configure_logs
 from app.queue import TRAIN, make_celery
 from app.settings import Settings
 from app.storage import open_store
-from worker import tasks
+from worker import abilities, tasks
 from worker.launch import WarmTrainers
 from worker.presence import Presence
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 settings = Settings()
 configure_logs(settings.log_level)
 celery = make_celery(settings)
-runtime = tasks.Runtime(
+runtime = Runtime(
     settings=settings,
     database=WorkerDatabase(settings),
     store=open_store(settings),
     trainers=WarmTrainers(),
     worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
+    offer=abilities.offer(settings),
 )
 
 
 @celery.task(name=TRAIN)  # type: ignore[untyped-decorator]  # Celery ships no types
 def train(job_id: str) -> None:
-    """One message, one try to claim; the row says whether there is anything to do."""
+    """One message, one knock; the rows say what there is to do."""
     structlog.contextvars.bind_contextvars(message=job_id)
     try:
-        tasks.train(runtime, job_id)
+        tasks.train_all(runtime, job_id)
     except Exception:
         # Never let Celery decide about a job: the lease runs out and the sweep finds it.
         log.exception("attempt_crashed", job_id=job_id)

@@ -21,6 +21,7 @@ class Asked(StrEnum):
 
     CANCEL = "cancelled"
     PAUSE = "paused"
+    GIVE_WAY = claims.PREEMPTED
     DRAIN = "drained"
     STALL = "stalled"
     LOST = "claim_lost"
@@ -28,7 +29,7 @@ class Asked(StrEnum):
 
 
 # Stopped for no fault of the job's: costs no attempt.
-WISHED = (Asked.CANCEL, Asked.PAUSE, Asked.DRAIN, Asked.OFFLINE)
+WISHED = (Asked.CANCEL, Asked.PAUSE, Asked.GIVE_WAY, Asked.DRAIN, Asked.OFFLINE)
 
 
 def retry_delay(settings: Settings, crashes: int) -> timedelta:

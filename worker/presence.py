@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import insert
 from app.lifecycle import announcements
 from app.tables import Worker, now
 from worker import devices
-from worker.tasks import Runtime
+from worker.runtime import Runtime
 
 log = structlog.get_logger()
 DEAF = 70  # EX_SOFTWARE
@@ -77,13 +77,17 @@ class Presence:
             "version": version("finetuned"),
             "draining": runtime.draining.is_set(),
             "devices": self._look(),
+            "labels": sorted(runtime.offer.labels),
+            "memory_bytes": runtime.offer.memory,
+            "budget_bytes": runtime.offer.budget,
         }
         row = insert(Worker).values(id=runtime.worker, **values)
         with runtime.database.transaction() as session:
             session.execute(row.on_conflict_do_update(index_elements=["id"], set_={**values, "seen_at": now}))
             if runtime.draining.is_set() or not runtime.idle_for(self.patience):
                 return False
-            return announcements.waits_unheard(session, self.patience, self.settings.redispatch)
+            given = self.patience, self.settings.redispatch, runtime.offer
+            return announcements.waits_unheard(session, *given)
 
     def _look(self) -> list[dict[str, Any]]:
         if time.monotonic() - self._devices_at > DEVICES_EVERY:

@@ -7,24 +7,20 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.catalogue import UnusableModel
-from app.database import WorkerDatabase
-from app.lifecycle import claims
+from app.lifecycle import claims, turns
 from app.lifecycle.claims import Claim, JobError
-from app.settings import Settings
-from app.storage import Store
 from worker import order, outcome, publish, spread
 from worker.hub import HubUnreachable
-from worker.launch import FINISHED, STOPPED, Trainer, WarmTrainers
+from worker.launch import FINISHED, STOPPED, Trainer
 from worker.outcome import Asked
 from worker.record import ClaimLost, Offline, Recorder
+from worker.runtime import Runtime
 from worker.training import events
 from worker.training.manifest import Damaged
 
@@ -33,48 +29,19 @@ LOOK_EVERY = 0.2  # seconds between looks at wishes while the trainer is silent
 WARM_AGAIN_AFTER = 20.0  # seconds of training before the next trainer may import beside it
 
 
-@dataclass
-class Runtime:
-    """What every attempt of this worker process shares."""
-
-    settings: Settings
-    database: WorkerDatabase
-    store: Store
-    trainers: WarmTrainers
-    worker: str
-    draining: threading.Event = field(default_factory=threading.Event)
-    held: set[Claim] = field(default_factory=set)
-    _free_since: float = field(default_factory=time.monotonic)
-
-    def heard(self) -> None:
-        """A message came, or a slot became free: from here on silence counts."""
-        self._free_since = time.monotonic()
-
-    def idle_for(self, time_span: timedelta) -> bool:
-        """Whether a slot has been free, and no message has come, for so long."""
-        silent = time.monotonic() - self._free_since
-        return len(self.held) < self.settings.worker_slots and silent > time_span.total_seconds()
-
-
-def train(runtime: Runtime, job_id: str) -> None:
-    """Claim the job, train it, and leave its row saying what became of it.
-
-    Where it is not to be had, the first one that is: with one slot Celery takes a message a second, and those
-    that were sent twice would keep a queue waiting that is not empty.
-    """
+def train(runtime: Runtime, job_id: str) -> bool:
+    """Claim a job, train it, and leave its row saying what became of it. Whether there was one."""
     runtime.heard()
     if runtime.draining.is_set():
-        return
+        return False
     try:
-        with runtime.database.transaction() as session:
-            given = runtime.worker, runtime.settings.lease
-            held = claims.claim(session, job_id, *given) or claims.claim_next(session, *given)
+        held = runtime.claim(job_id)
     except (SQLAlchemyError, OSError) as error:
         log.warning("not_claimed", job_id=job_id, error=type(error).__name__)  # it is announced again
-        return
+        return False
     if held is None:
         log.info("nothing_to_claim", job_id=job_id)
-        return
+        return False
     log.info("claimed", job_id=held.job_id, epoch=held.epoch, attempt=held.attempt)
     runtime.held.add(held)
     try:
@@ -86,6 +53,17 @@ def train(runtime: Runtime, job_id: str) -> None:
         runtime.held.discard(held)
         runtime.heard()
         runtime.trainers.prepare()
+    return True
+
+
+def train_all(runtime: Runtime, job_id: str) -> None:
+    """One job after another, until none is left that fits: with one slot Celery takes a message a second, and
+    a queue that is not empty needs no knock."""
+    while train(runtime, job_id):
+        if runtime.settings.worker_slots > 1 and not runtime.draining.is_set():
+            # The end of a large one may make room for several.
+            with contextlib.suppress(SQLAlchemyError, OSError), runtime.database.transaction() as session:
+                turns.knock_again(session, runtime.settings.worker_slots)
 
 
 class _Attempt:
@@ -201,6 +179,8 @@ class _Attempt:
                 self.asked = Asked.CANCEL
             elif self.recorder.wishes.pause:
                 self.asked = Asked.PAUSE
+            elif self.recorder.wishes.give_way:
+                self.asked = Asked.GIVE_WAY
             elif self.runtime.draining.is_set():
                 self.asked = Asked.DRAIN
             elif self.recorder.too_long_offline:

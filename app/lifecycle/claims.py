@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from app.lifecycle import endings
 from app.lifecycle.history import note
-from app.lifecycle.room import has_room, held_back
+from app.lifecycle.room import has_room
 from app.tables import Attempt, Job, JsonObject, now
 
 ENDED = ("succeeded", "failed", "cancelled")
@@ -48,10 +48,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user wants of a running job."""
+    """What the user wants of a running job; `give_way`: a more urgent one waits for its place."""
 
     cancel: bool
     pause: bool
+    give_way: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ def claim(session: Session, job_id: str, worker: str, lease: timedelta) -> Claim
             worker=worker,
             lease_expires_at=now + lease,
             started_at=func.coalesce(Job.started_at, now),
+            unserved_at=None,
+            made_room_at=None,
+            yield_to=None,
         )
         .returning(Job.epoch, Job.attempt)
     ).one_or_none()
@@ -99,22 +103,6 @@ def claim(session: Session, job_id: str, worker: str, lease: timedelta) -> Claim
     return Claim(job_id, row.epoch, row.attempt, worker)
 
 
-def claim_next(session: Session, worker: str, lease: timedelta) -> Claim | None:
-    """The first job that is due, whichever it is."""
-    first = (
-        select(Job.id)
-        .where(Job.status == "queued", Job.not_before <= now, ~held_back())
-        .order_by(Job.priority.desc(), Job.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # two workers never wait for, nor miss, the same one
-    )
-    while (job_id := session.scalar(first)) is not None:
-        if held := claim(session, job_id, worker, lease):
-            return held
-        # Its key's last place went to another claim in this moment: the next look sees that.
-    return None
-
-
 def _held(held: Claim) -> ColumnElement[bool]:
     return and_(Job.id == held.job_id, Job.status == "running", Job.epoch == held.epoch)
 
@@ -128,11 +116,9 @@ def beat(session: Session, held: Claim, lease: timedelta, values: JsonObject) ->
         update(Job)
         .where(_held(held))
         .values(lease_expires_at=now + lease, **values)
-        .returning(Job.cancel_requested_at, Job.pause_requested_at)
+        .returning(Job.cancel_requested_at, Job.pause_requested_at, Job.yield_to)
     ).one_or_none()
-    if row is None:
-        return None
-    return Wishes(row.cancel_requested_at is not None, row.pause_requested_at is not None)
+    return None if row is None else Wishes(*(wish is not None for wish in row))
 
 
 def progressed(session: Session, held: Claim) -> None:
@@ -149,7 +135,8 @@ def _end_attempt(session: Session, held: Claim, exit_code: int | None, reason: s
     )
 
 
-_LEFT: JsonObject = {"worker": None, "lease_expires_at": None, "phase": None, "estimated_finish": None}
+_LEFT: JsonObject = dict.fromkeys(("worker", "lease_expires_at", "phase", "estimated_finish", "yield_to"))
+PREEMPTED = "preempted"
 
 
 def succeed(session: Session, held: Claim, fine_tuned_model: str, trained_tokens: int) -> bool:
@@ -186,7 +173,8 @@ def release(
     exit_code: int | None = None,
     delay: timedelta = timedelta(0),
 ) -> str | None:
-    """Give a job back unharmed (drain, pause, cancel): costs no attempt. The new status, None if lost."""
+    """Give a job back unharmed (drain, pause, cancel, giving way): costs no attempt. The new status, None if
+    lost."""
     error = JobError(reason, f"It was stopped ({reason}).")
     return _leave(session, held, error, exit_code, refund=1, again=True, delay=delay)
 
@@ -257,6 +245,9 @@ def _tell_left(session: Session, held: Claim, status: str, error: JobError, dela
         seconds = round(delay.total_seconds())
         message = f"Attempt {held.attempt} ended: {error.message} Trying again in {seconds} s."
         note(session, held.job_id, "warn", error.code, message)
+    elif error.code == PREEMPTED:
+        message = "Gave way to a more urgent job; it goes on from the last checkpoint when its turn comes."
+        note(session, held.job_id, "info", PREEMPTED, message)
     else:
         message = "The worker gave the job back; it goes on from the last checkpoint."
         note(session, held.job_id, "info", error.code, message)

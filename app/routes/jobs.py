@@ -1,5 +1,6 @@
 """Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints."""
 
+import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -9,17 +10,17 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import dry_run, forecast, job_inputs, job_request, paging, quota, wire
+from app import dry_run, forecast, job_inputs, job_request, paging, priority, quota, reckoning, wire
 from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.database import run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
-from app.dispatch import MISSED
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, NotAllowed
 from app.inspection import refusals
 from app.inspection.desk import Desk, OpenDesk
 from app.lifecycle import wishes
+from app.lifecycle.offers import MISSED
 from app.owned import find_job
 from app.settings import Settings
 from app.tables import Checkpoint, Event, Job, JsonObject
@@ -79,6 +80,9 @@ async def create_job(
     `refuse_on` names findings of the files' report (docs/data.md): where one is made, there is no job
     (400 `refused_finding`); where that takes long to know, the job fails before its first step.
     """
+    if body.priority == "high" and not caller.may(priority.HIGH_SCOPE):
+        told = f"`priority` high asks for a key with the scope `{priority.HIGH_SCOPE}`; leave it out."
+        raise NotAllowed(told, param="priority")
     if body.dry_run:
         about(session, None)
         return await dry_run.answer(desk, body)
@@ -99,9 +103,12 @@ async def create_job(
     await quota.take_storage(session, caller, 1)  # a model has more; how much more is known at its end
     source = await job_inputs.source(session, body, caller, settings)
     await job_inputs.hold_model(session, source)
-    await job_inputs.usable(session, body.training_file, "training_file", method, caller, hold=True)
+    train = await job_inputs.usable(session, body.training_file, "training_file", method, caller, hold=True)
     if body.validation_file is not None:
         await job_inputs.usable(session, body.validation_file, "validation_file", method, caller, hold=True)
+    requires = body.requires or job_request.Requires()
+    size = await asyncio.to_thread(reckoning.size, source.source, settings, store)
+    kind = await run(session, reckoning.kind)
     values = {
         "id": f"ftjob-{secrets.token_hex(12)}",
         "owner": caller.owner,
@@ -120,6 +127,10 @@ async def create_job(
         "recipe": recipe.model_dump(mode="json"),
         "refuse_on": body.refuse_on,
         "max_attempts": settings.max_attempts,
+        "priority": priority.NUMBERS[body.priority],
+        "labels": sorted(set(requires.labels)),
+        "least_memory_bytes": requires.memory_bytes,
+        "memory_bytes": requires.memory_bytes or reckoning.memory(recipe, size, train.bytes, kind),
     }
     row = await run(session, wishes.create, values)
     about(session, row.id if row.id == values["id"] else None)

@@ -7,7 +7,7 @@ from app import wire
 from app.access import needs
 from app.auth import KnownCaller
 from app.dependencies import CurrentSettings, OpenSession
-from app.dispatch import MISSED
+from app.lifecycle.offers import MISSED
 from app.tables import Job, JsonObject, Worker, now
 
 router = APIRouter(prefix="/workers", tags=["machines"], dependencies=[needs("jobs")])
@@ -18,9 +18,9 @@ async def list_workers(session: OpenSession, settings: CurrentSettings, caller: 
     """Every worker, those that were heard of last first; forgotten a day after they fell silent.
 
     `alive` says whether it was heard of within the last few heartbeats, `busy` how many of its `slots` are
-    taken, `devices` what GPUs it has (`name`, `memory_bytes`, `used_bytes`; empty: it trains on its
-    processors; null: it has not said). `jobs` are the caller's own that it holds, or everybody's for a key
-    with `admin:read`.
+    taken, `labels` what jobs may ask of it, `devices` what GPUs it has (`name`, `memory_bytes`, `used_bytes`;
+    empty: it trains on its processors; null: it has not said). `jobs` are the caller's own that it holds, or
+    everybody's for a key with `admin:read`.
     """
     is_late = (Worker.seen_at < now - MISSED * settings.heartbeat).label("is_late")
     workers = (await session.execute(select(Worker, is_late).order_by(Worker.seen_at.desc()))).all()
@@ -44,6 +44,7 @@ def _shown(row: Worker, alive: bool, jobs: list[str]) -> JsonObject:
         "busy": row.busy,
         "draining": row.draining,
         "alive": alive,
+        "labels": row.labels,
         "devices": row.devices,
         "jobs": jobs,
         "started_at": wire.seconds(row.started_at),

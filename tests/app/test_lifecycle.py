@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.errors import InvalidRequest
-from app.lifecycle import claims, wishes
+from app.lifecycle import claims, wishes, yielding
 from app.lifecycle.claims import Claim, JobError
 from app.tables import File
 from app.webhooks import event
@@ -44,6 +44,7 @@ class Model:
     epoch: int = 0
     cancel: bool = False
     pause: bool = False
+    give_way: bool = False
 
     def left(self, refund: int, used_up: bool) -> "Model":
         """After a worker let go of the job."""
@@ -55,7 +56,12 @@ class Model:
         if self.cancel:
             status = "cancelled"
         return replace(
-            self, status=status, attempt=self.attempt - refund, pause=False, cancel=status == "cancelled"
+            self,
+            status=status,
+            attempt=self.attempt - refund,
+            pause=False,
+            cancel=status == "cancelled",
+            give_way=False,
         )
 
     def step(self, operation: str, current: bool) -> "Model | None":
@@ -68,7 +74,7 @@ class Model:
             case "beat" if running and current:
                 return self
             case "succeed" if running and current:
-                return replace(self, status="succeeded", pause=False)
+                return replace(self, status="succeeded", pause=False, give_way=False)
             case "fail" if running and current:
                 return self.left(0, used_up=True)
             case "release" if running and current:
@@ -86,6 +92,8 @@ class Model:
                 return replace(self, status="paused")
             case "pause" if running and not self.cancel and not self.pause:
                 return replace(self, pause=True)
+            case "preempt" if running and not (self.cancel or self.pause or self.give_way):
+                return replace(self, give_way=True)
             case "resume" if self.status == "paused":
                 return replace(self, status="queued")
             case _:
@@ -99,7 +107,9 @@ BESIDE = text(
     "SELECT (SELECT count(*) FROM attempts WHERE job_id = :id AND ended_at IS NULL) AS open_attempts,"
     " ARRAY(SELECT event_type FROM webhook_deliveries WHERE body LIKE :body) AS told"
 )
-OPERATIONS = ("claim", "beat", "succeed", "fail", "release", "retry", "reap", "cancel", "pause", "resume")
+OPERATIONS = (
+    "claim", "beat", "succeed", "fail", "release", "retry", "reap", "cancel", "pause", "resume", "preempt",
+)  # fmt: skip
 WORKERS = ("beat", "succeed", "fail", "release", "retry")  # also tried by the worker that lost its claim
 
 
@@ -136,6 +146,8 @@ class World:
         if operation == "reap":
             session.execute(EXPIRE, {"id": job_id})
             return job_id in claims.reap(session, NOW)
+        if operation == "preempt":
+            return yielding.ask(session, job_id, "another", 1)
         if operation in ("cancel", "pause", "resume"):
             try:
                 getattr(wishes, operation)(session, job_id, OWNER)
@@ -144,7 +156,7 @@ class World:
             return True
         assert held is not None
         verbs: dict[str, Callable[[], Any]] = {
-            "beat": lambda: claims.beat(session, held, LEASE, {"step": 1}) is not None,
+            "beat": lambda: self._beat(held),
             "succeed": lambda: claims.succeed(session, held, f"ft:{job_id}", 1),
             "fail": lambda: claims.fail(session, held, CRASH),
             "release": lambda: claims.release(session, held, "drained") is not None,
@@ -152,15 +164,23 @@ class World:
         }
         return bool(verbs[operation]())
 
+    def _beat(self, held: Claim) -> bool:
+        heard = claims.beat(self.session, held, LEASE, {"step": 1})
+        if heard is not None:
+            model = self.model
+            assert (heard.cancel, heard.pause, heard.give_way) == (model.cancel, model.pause, model.give_way)
+        return heard is not None
+
     def check(self) -> None:
         row = self.session.execute(
             text(
                 "SELECT status, attempt, epoch, cancel_requested_at IS NOT NULL AS cancel,"
-                " pause_requested_at IS NOT NULL AS pause FROM jobs WHERE id = :id"
+                " pause_requested_at IS NOT NULL AS pause, yield_to IS NOT NULL AS give_way"
+                " FROM jobs WHERE id = :id"
             ),
             {"id": self.job_id},
         ).one()
-        found = Model(row.status, row.attempt, row.epoch, row.cancel, row.pause)
+        found = Model(row.status, row.attempt, row.epoch, row.cancel, row.pause, row.give_way)
         if found.status in ENDED:
             # Whether the wish is still noted on an ended job is history, not state.
             found, wanted = replace(found, cancel=False), replace(self.model, cancel=False)

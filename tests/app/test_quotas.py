@@ -9,7 +9,8 @@ import pytest
 
 from app.database import WorkerDatabase
 from app.keyring import ApiKey
-from app.lifecycle import announcements, claims, wishes
+from app.lifecycle import announcements, claims, turns, wishes
+from app.lifecycle.offers import Offer
 from app.settings import Settings
 from app.tables import File, Job
 from tests.app.conftest import Api
@@ -73,7 +74,7 @@ class Queue:
 
     def claim_next(self) -> claims.Claim | None:
         with self.database.transaction() as session:
-            return claims.claim_next(session, "w", LEASE)
+            return turns.claim_next(session, Offer("w"), LEASE)
 
     def due(self) -> list[str]:
         with self.database.transaction() as session:
@@ -85,7 +86,7 @@ class Queue:
 
     def waits_unheard(self) -> bool:
         with self.database.transaction() as session:
-            return announcements.waits_unheard(session, timedelta(0), timedelta(seconds=30))
+            return announcements.waits_unheard(session, timedelta(0), timedelta(seconds=30), Offer("w"))
 
     def end(self, held: claims.Claim) -> None:
         with self.database.transaction() as session:

@@ -38,6 +38,7 @@ from tests.chaos.worker_command import STAND_IN
 from worker import tasks
 from worker.launch import Trainer, WarmTrainers
 from worker.record import ClaimLost, Offline
+from worker.runtime import Runtime
 
 OWNER = "finetuned"
 CRASHED = 99
@@ -145,9 +146,9 @@ class Sweep:
             status = 9
         os._exit(status)
 
-    def runtime(self) -> tasks.Runtime:
+    def runtime(self) -> Runtime:
         trainers = WarmTrainers(lambda: Trainer(STAND_IN))
-        return tasks.Runtime(self.settings, WorkerDatabase(self.settings), self.store, trainers, "worker")
+        return Runtime(self.settings, WorkerDatabase(self.settings), self.store, trainers, "worker")
 
     def _prepare(self, mark: str) -> int:
         with self.store.upload(f"files/file-{mark}") as upload:

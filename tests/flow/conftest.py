@@ -12,7 +12,8 @@ from tests.flow.stack import QUICK, Stack
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     bases = tmp_path_factory.mktemp("bases")
     gpt2.write(bases / "small-gpt2")
-    stack = Stack(tmp_path_factory.mktemp("home"), {"FINETUNED_BASE_MODELS": str(bases), **QUICK})
+    settings = {"FINETUNED_BASE_MODELS": str(bases), "FINETUNED_PREEMPT_AFTER": "0", **QUICK}
+    stack = Stack(tmp_path_factory.mktemp("home"), settings)
     stack.start()
     try:
         yield stack

@@ -20,6 +20,7 @@ from app.storage import Folder
 from app.tables import Attempt, Checkpoint, Event, File, Job, Metric, Model, now
 from worker import tasks
 from worker.launch import Trainer, WarmTrainers
+from worker.runtime import Runtime
 
 OWNER = "me"
 STAND_IN = (sys.executable, "-m", "tests.stand_ins.trainer", "--wait")
@@ -29,7 +30,7 @@ STAND_IN = (sys.executable, "-m", "tests.stand_ins.trainer", "--wait")
 class Bench:
     """The worker under test and what its database says afterwards."""
 
-    runtime: tasks.Runtime
+    runtime: Runtime
 
     @property
     def session(self) -> Session:
@@ -122,7 +123,7 @@ def new_bench(database_url: str, tmp_path: Path) -> Iterator[NewBench]:
         settings = Settings(
             home=tmp_path, database_url=database_url, redis_url="unix:/nowhere", **short | times
         )
-        runtime = tasks.Runtime(
+        runtime = Runtime(
             settings=settings,
             database=WorkerDatabase(settings),
             store=Folder(settings.storage_folder),

@@ -107,7 +107,7 @@ def test_a_drain_between_claim_and_start_gives_the_job_back_too(
         return real(*given)  # type: ignore[arg-type]
 
     real = claims.claim
-    monkeypatch.setattr(claims, "claim", claim_and_drain)
+    monkeypatch.setattr("app.lifecycle.turns.claim", claim_and_drain)
     job_id = bench.make_job()
     job = bench.train(job_id)
     assert (job.status, job.attempt, job.epoch) == ("queued", 0, 1)
