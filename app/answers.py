@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InvalidRequest, NotFound, ServiceError, Unavailable
+from app.storage import StoreAway
 
 log = structlog.get_logger()
 
@@ -83,6 +84,10 @@ def install_handlers(app: FastAPI) -> None:
 
     for kind in DATABASE_AWAY:
         app.add_exception_handler(kind, _away)
+
+    @app.exception_handler(StoreAway)
+    async def _store_away(_: Request, __: StoreAway) -> JSONResponse:
+        return answer(Unavailable("The object store is away; try again.", code="store_unavailable"))
 
     @app.exception_handler(DataError)
     async def _unheard_of(_: Request, error: DataError) -> JSONResponse:

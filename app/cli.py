@@ -44,11 +44,12 @@ def prepare() -> None:
     Once before the programs are started one by one; `up` does it by itself.
     """
     from app.database import NotConfigured
+    from app.embedded.process import EmbeddedError
     from app.embedded.up import prepare as run
 
     try:
         run(read_settings())
-    except NotConfigured as error:
+    except (NotConfigured, EmbeddedError) as error:
         raise Failure(str(error)) from None
 
 

@@ -25,7 +25,7 @@ from app.lifecycle import announcements, claims, yielding
 from app.lifecycle.offers import MISSED
 from app.queue import announce, answers, make_celery
 from app.settings import Settings
-from app.storage import Store
+from app.storage import Store, StoreAway
 from app.tables import now
 from app.watch.traffic import Traffic
 from app.webhooks import deliveries
@@ -157,6 +157,9 @@ class Dispatcher:
         for doomed in found:
             try:
                 await _in(self._remover, purge.remove, self.store, doomed)
+            except StoreAway as error:
+                log.warning("not_purged", key=doomed.key, error=str(error))
+                return
             except OSError as error:
                 log.warning("not_purged", key=doomed.key, error=str(error))
                 continue
@@ -191,6 +194,8 @@ class Dispatcher:
             gone = await _in(self._remover, litter.remove, self.store, part, known)
             if gone:
                 log.info("litter_removed", keys=gone[:20], count=len(gone))
+
+        await _in(self._remover, self.store.sweep)
 
     async def ping_broker(self) -> bool:
         """Whether the broker answers within two seconds."""

@@ -1,11 +1,12 @@
-"""An object on its way to a client: from this machine's disk, or through this process from where it lies."""
+"""An object on its way to a client: from this machine's disk, from where it lies by a signed link to it, or
+through this process."""
 
 import asyncio
 import re
 from collections.abc import Iterator
 
 from fastapi import Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from app.errors import NotFound
 from app.storage import Store
@@ -20,6 +21,10 @@ async def send(request: Request, store: Store, key: str, size: int, sha256: str)
     path = store.place(key)
     if path is not None:
         return FileResponse(path, media_type=OCTETS, headers={"etag": etag})
+    link = store.link(key)
+    if link is not None:
+        # Nobody may keep an answer that is over in minutes; the service there knows ranges by itself.
+        return RedirectResponse(link, 307, {"cache-control": "no-store"})
     headers = {"etag": etag, "accept-ranges": "bytes"}
     start, end = 0, size
     asked = request.headers.get("range")

@@ -26,7 +26,7 @@ class Incoming:
     """A file being received, off the event loop: it appears when `finish` has been awaited, and leaves
     nothing when the context is left by an exception.
 
-        with Incoming(store, limit, inspector) as incoming:
+        async with Incoming(store, limit, inspector) as incoming:
             incoming.begin(filename)
             await incoming.take(data)
             session.add(await incoming.finish(caller, purpose, expires))
@@ -42,19 +42,21 @@ class Incoming:
         self._checker = Checker("jsonl")
         self._store, self._inspector = store, inspector
         self._upload = store.upload(self.key)
+        self._committed = False  # or about to be
 
-    def __enter__(self) -> "Incoming":
+    async def __aenter__(self) -> "Incoming":
         self._upload.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._upload.__exit__(None, None, None)
-        if kind is not None:
-            self.discard()
+        if kind is not None and self._committed:
+            with contextlib.suppress(OSError):  # app.litter finds it
+                await self.discard()
 
-    def discard(self) -> None:
+    async def discard(self) -> None:
         """Remove a file that is finished, but is not wanted."""
-        self._store.delete(self.key)
+        await asyncio.to_thread(self._store.delete, self.key)
 
     def begin(self, filename: str, fields: Mapping[str, str] | None = None) -> None:
         """`fields` may say how it is to be read (app.layout). Raises InvalidRequest for nonsense."""
@@ -84,6 +86,7 @@ class Incoming:
         if purpose == "fine-tune" and self._checker.is_whole_needed:
             report = await self._look()
         bad = _describe(report) if purpose == "fine-tune" else None
+        self._committed = True
         with disk_full_told():
             await asyncio.to_thread(self._upload.commit)
         return File(

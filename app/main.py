@@ -1,8 +1,10 @@
 """The API process, put together. `uvicorn --factory app.main:create_app` starts it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from fastapi import APIRouter, Depends, FastAPI
 
 from app import openapi, reference
@@ -41,15 +43,29 @@ from app.routes import (
     workers,
 )
 from app.settings import Settings
-from app.storage import open_store
+from app.storage import Store, StoreAway, StoreRefused, open_store
 from app.upstream import Upstreams
 from app.watch.figures import Figures
 from app.watch.traffic import Requests, Traffic
+
+log = structlog.get_logger()
+
+
+async def _probe(store: Store) -> None:
+    """Raises StoreRefused, which ends the start. A store that is away is waited for: /readyz tells."""
+    try:
+        await asyncio.to_thread(store.probe)
+    except StoreRefused as error:
+        log.error("store_refused", error=str(error))
+        raise
+    except StoreAway as error:
+        log.warning("store_away", error=str(error))
 
 
 @asynccontextmanager
 async def _running(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
+    await _probe(app.state.store)
     app.state.database = Database(settings)
     app.state.inspector = Inspector()
     app.state.reports = Reports(app.state.inspector, app.state.store)

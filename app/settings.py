@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import platformdirs
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 1024**3
+ORIGIN = r"^https?://[^\s/?#]+/?$"
 
 
 def _seconds(value: object) -> object:
@@ -117,6 +118,44 @@ class Settings(BaseSettings):
         None, description="API key that commands use; by default the one in the file `key` of the home"
     )
 
+    # An object store instead of the folder
+    store: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]*)?$",
+        description="Bucket for files, checkpoints and models: s3://bucket or s3://bucket/prefix; without it"
+        " they lie in the home folder",
+    )
+    store_endpoint: str | None = Field(
+        None,
+        pattern=ORIGIN,
+        description="Where the bucket's service is, https://host or http://host:port; by default Amazon's",
+    )
+    store_region: str = Field("us-east-1", description="The bucket's region")
+    store_key_id: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("store_key_id", "FINETUNED_STORE_KEY_ID", "AWS_ACCESS_KEY_ID"),
+        description="Access key of the bucket; also read as AWS_ACCESS_KEY_ID",
+    )
+    store_secret: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("store_secret", "FINETUNED_STORE_SECRET", "AWS_SECRET_ACCESS_KEY"),
+        description="Its secret; also read as AWS_SECRET_ACCESS_KEY",
+    )
+    store_credentials: Path | None = Field(
+        None,
+        description="File with both instead, as Amazon's tools have it (`[default]`); with neither, the"
+        " machine's or the pod's own role is asked",
+    )
+    store_public_endpoint: str | None = Field(
+        None,
+        pattern=ORIGIN,
+        description="Where clients reach the bucket's service: downloads are then answered by a link to it"
+        " (307), signed for five minutes, instead of the bytes",
+    )
+    store_cache_bytes: int = Field(
+        64 * GIB, gt=0, description="Disk for copies of what lies in the bucket; the least recently used go"
+    )
+
     # Base models
     base_models: Path | None = Field(None, description="Folder of model folders, offered by folder name")
     hub_models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -204,10 +243,16 @@ class Settings(BaseSettings):
             else value
         )
 
-    @field_validator("home", "base_models", mode="after")
+    @field_validator("home", "base_models", "store_credentials", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
+
+    @model_validator(mode="after")
+    def _whole_key(self) -> Self:
+        if (self.store_key_id is None) != (self.store_secret is None):
+            raise ValueError("FINETUNED_STORE_KEY_ID and FINETUNED_STORE_SECRET belong together: give both")
+        return self
 
     @property
     def generator_urls(self) -> tuple[str, ...]:
@@ -218,6 +263,11 @@ class Settings(BaseSettings):
     def storage_folder(self) -> Path:
         """Files, checkpoints and models, by key."""
         return self.home / "storage"
+
+    @cached_property
+    def copies_folder(self) -> Path:
+        """Copies of what lies in a bucket."""
+        return self.home / "copies"
 
     @cached_property
     def address_file(self) -> Path:

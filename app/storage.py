@@ -1,17 +1,16 @@
-"""Bytes by key: files, checkpoints, models. What every kind of store promises, and the one that is a folder.
+"""Bytes by key: files, checkpoints, models. What every kind of store promises; `app.folder` and `app.bucket`
+are the two.
 
 Keys are made by us (`files/<id>`, `jobs/<id>/e<epoch>/…`, `models/<id>`), never by users, and in every store
 the same. An object appears whole or not at all and never changes; a folder of objects is there once its
 manifest is, which is put last and names the SHA-256 of all others.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -141,8 +140,23 @@ class Store(ABC):
         """Remove an object or a whole folder of them. Raises OSError; asked again it goes on."""
 
     @abstractmethod
+    def probe(self, write: bool = True) -> None:
+        """Whether the store can be used at all, asked when a program starts: raises StoreRefused, StoreAway.
+
+        `write`: not only read.
+        """
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether it does now, within two seconds."""
+
+    @abstractmethod
     def place(self, key: str) -> Path | None:
         """Where an object lies, in a store that is a folder of this machine; None: it must be read."""
+
+    @abstractmethod
+    def link(self, key: str) -> str | None:
+        """Where a client gets the object by itself, for the next minutes; None: only through us."""
 
     @abstractmethod
     def hold(self, key: str, sha256: str) -> AbstractContextManager[Path]:
@@ -170,6 +184,14 @@ class Store(ABC):
         """Where on this machine a program writes what `adopt` shall put under `key`, or may cache."""
 
     @abstractmethod
+    def clear(self, key: str) -> None:
+        """What a program wrote below `scratch(key)` is wanted no more; what `adopt` took stays."""
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove copies that are not used any more."""
+
+    @abstractmethod
     def refuse_low_space(self, least: int) -> None:
         """Raises StorageLow with less than `least` bytes free: before what is running would be hurt."""
 
@@ -178,103 +200,12 @@ class Damaged(OSError):
     """Bytes that are not those which their hash was made of."""
 
 
-class Folder(Store):
-    """The store that is a local folder, or one that machines share."""
+class StoreAway(OSError):
+    """The store does not answer; it may in a while."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
-    def path(self, key: str) -> Path:
-        """Where a key's bytes lie. Raises ValueError for a key that would leave the store, be it by a link
-        that lies in it."""
-        path = (self.root / key).absolute()
-        real = path.resolve()
-        if ".." in Path(key).parts or not (
-            path.is_relative_to(self.root) and real.is_relative_to(self.root.resolve())
-        ):
-            raise ValueError(f"not a key of this store: {key!r}")
-        return path
-
-    def check(self, key: str) -> None:
-        self.path(key)
-
-    def upload(self, key: str) -> Upload:
-        return Upload(self.path(key))
-
-    def put(self, key: str, data: bytes) -> None:
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        temporary.write_bytes(data)
-        temporary.rename(path)
-
-    def adopt(self, folder: Path, key: str) -> None:
-        """Renamed: it must lie on the same disk."""
-        target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
-        sync_folder(target.parent)
-
-    def has(self, key: str) -> bool:
-        return self.path(key).is_file()
-
-    def read(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        with self.path(key).open("rb") as file:
-            file.seek(start)
-            left = length
-            while left is None or left > 0:
-                data = file.read(CHUNK if left is None else min(CHUNK, left))
-                if not data:
-                    return
-                left = None if left is None else left - len(data)
-                yield data
-
-    def names(self, folder: str) -> list[str]:
-        path = self.path(folder)
-        return sorted(inner.name for inner in path.iterdir()) if path.is_dir() else []
-
-    def age(self, key: str) -> float:
-        """By what was made or renamed, down to the folder's second level."""
-        path = self.path(key)
-        try:
-            inner = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
-            changed = [entry.stat().st_mtime for entry in (path, *inner)]
-        except FileNotFoundError:
-            return 0.0
-        return time.time() - max(changed)
-
-    def delete(self, key: str) -> None:
-        """Renamed first, so that no reader meets half of it."""
-        path = self.path(key)
-        doomed = path.with_name(f".deleted-{path.name}")
-        if doomed.exists():
-            _remove(doomed)
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(doomed)
-            _remove(doomed)
-
-    def place(self, key: str) -> Path | None:
-        return self.path(key)
-
-    @contextlib.contextmanager
-    def hold(self, key: str, sha256: str) -> Iterator[Path]:
-        path = self.path(key)
-        if not path.is_file():
-            raise FileNotFoundError(key)
-        yield path
-
-    @contextlib.contextmanager
-    def hold_folder(self, key: str) -> Iterator[Path]:
-        path = self.path(key)
-        if not path.is_dir():
-            raise FileNotFoundError(key)
-        yield path
-
-    def scratch(self, key: str) -> Path:
-        return self.path(key)
-
-    def refuse_low_space(self, least: int) -> None:
-        refuse_low_space(self.root, least)
+class StoreRefused(StoreAway):
+    """The store does not let us do our work; the message names the setting at fault."""
 
 
 def refuse_low_space(folder: Path, least: int) -> None:
@@ -285,12 +216,13 @@ def refuse_low_space(folder: Path, least: int) -> None:
 
 
 def open_store(settings: Settings) -> Store:
-    """The store of these settings."""
-    return Folder(settings.storage_folder)
+    """The store of these settings. Raises StoreRefused where it cannot be one."""
+    if settings.store is None:
+        from app.folder import Folder
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        return Folder(settings.storage_folder)
+    try:
+        from app.bucket import Bucket  # its client is loaded only where there is a bucket
+    except ImportError as error:
+        raise StoreRefused("FINETUNED_STORE needs the package obstore: install finetuned[s3].") from error
+    return Bucket(settings)

@@ -23,6 +23,7 @@ from app.embedded.programs import Program, Running
 from app.embedded.supervisor import Say, Supervisor
 from app.embedded.valkey import Valkey
 from app.settings import Settings
+from app.storage import StoreAway, StoreRefused, open_store
 
 READY_LIMIT = 120.0  # seconds
 BIND_LIMIT = 2.0  # seconds; the API of an `up` that was killed may hold the port for a moment longer
@@ -35,7 +36,16 @@ Prepare = Callable[[Settings], None]
 
 
 def prepare(settings: Settings) -> None:
-    """Bring the database to the newest schema, and make the first API key."""
+    """Bring the database to the newest schema, and make the first API key.
+
+    Raises EmbeddedError for an object store that cannot be used.
+    """
+    try:
+        open_store(settings).probe()
+    except StoreRefused as error:
+        raise EmbeddedError(str(error)) from error
+    except StoreAway:
+        pass  # the API waits for it, and /readyz tells
     database.migrate(settings)
     auth.ensure_first_key(settings)
 

@@ -75,7 +75,7 @@ async def create_file(
     # `session` takes a connection with its first statement, below: a slow upload holds none meanwhile.
     store.refuse_low_space(settings.min_free_bytes)
     form, known = multipart.Form(), dict[str, str]()
-    with Incoming(store, settings.max_file_bytes, inspector) as incoming:
+    async with Incoming(store, settings.max_file_bytes, inspector) as incoming:
         await _heed_quota(request, caller, incoming)
 
         def begin(filename: str) -> None:

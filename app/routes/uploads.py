@@ -223,11 +223,11 @@ async def complete_upload(
             await states.refuse_ended(early, upload, "completed")
             parts = await states.in_order(early, upload, body.part_ids)
         store.refuse_low_space(settings.min_free_bytes + upload.bytes)
-        with Incoming(store, upload.bytes, inspector) as incoming:
+        async with Incoming(store, upload.bytes, inspector) as incoming:
             file = await _composed(store, upload, parts, body.md5, incoming, caller)
             row = await states.find(session, upload_id, caller, lock=True)
             if states.completed_before(row, wanted, x_stainless_retry_count):
-                await asyncio.to_thread(incoming.discard)
+                await incoming.discard()
                 about(session, None)
             else:
                 await states.complete(session, row, file, wanted)

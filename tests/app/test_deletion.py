@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import litter, purge
 from app.database import Database, run
 from app.dispatch import Connection
+from app.folder import Folder
 from app.lifecycle import claims, wishes
 from app.settings import Settings
-from app.storage import Folder
 from app.tables import Checkpoint, File, Model, now
 from app.uploads.rows import Upload, UploadPart
 

@@ -28,10 +28,10 @@ from sqlalchemy.orm import Session
 
 from app import purge
 from app.database import Database, WorkerDatabase
+from app.folder import Folder
 from app.lifecycle import claims, wishes
 from app.recipe import Recipe
 from app.settings import Settings
-from app.storage import Folder
 from app.tables import File, Job, now
 from tests.chaos import history
 from tests.chaos.worker_command import STAND_IN

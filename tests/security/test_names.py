@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.storage import Folder
+from app.folder import Folder
 from tests.app.conftest import Api
 from tests.security.things import ROW, good, make_job, make_model
 

@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 from app.database import WorkerDatabase
+from app.folder import Folder
 from app.lifecycle import claims
 from app.settings import Settings
-from app.storage import Folder
 from worker import publish
 from worker.publish import Published
 from worker.rows import Rows

@@ -13,10 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.database import WorkerDatabase
+from app.folder import Folder
 from app.lifecycle import wishes
 from app.recipe import Recipe
 from app.settings import Settings
-from app.storage import Folder
 from app.tables import Attempt, Checkpoint, Event, File, Job, Metric, Model, now
 from worker import tasks
 from worker.launch import Trainer, WarmTrainers

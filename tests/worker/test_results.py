@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
-from app.storage import Folder, Upload
+from app.folder import Folder
+from app.storage import Upload
 from app.tables import Attempt, File, Metric
 from tests.worker.conftest import Bench
 from worker import publish
