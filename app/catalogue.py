@@ -4,17 +4,17 @@ A `source` says where a model comes from: `builtin:tiny-gpt2`, `folder:<name>` b
 `hub:<id>` from the Hugging Face hub, `store:<key>` for what was trained here.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Row, or_, select
 from sqlalchemy.orm import Session
 
+from app import model_folder
 from app.errors import InvalidRequest, NotFound
+from app.model_folder import UnusableModel
 from app.permissions import permitted
 from app.settings import Settings
 from app.storage import Store
@@ -22,18 +22,6 @@ from app.tables import Checkpoint, Job, Model
 from app.tiny import model as tiny
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-# Causal language models whose packed rows, LoRA targets and generation the training tests cover or whose
-# shape is theirs; a model of any other kind, or one that wants its own code run, is refused.
-ARCHITECTURES = frozenset(
-    {
-        "GPT2LMHeadModel",
-        "LlamaForCausalLM",
-        "MistralForCausalLM",
-        "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM",
-        "GPTNeoXForCausalLM",
-    }
-)
 BUILTIN_SINCE = datetime(2026, 11, 1, tzinfo=UTC)
 
 
@@ -50,10 +38,6 @@ class Source:
     trained_from: str | None = None
 
 
-class UnusableModel(Exception):
-    """A folder is there, but is not a model we run; the message says why and what to do."""
-
-
 def builtin_folder(settings: Settings) -> Path:
     return settings.home / "builtin" / tiny.NAME
 
@@ -66,40 +50,25 @@ def locate(source: str, settings: Settings, store: Store) -> Path:
     kind, _, name = source.partition(":")
     if kind == "builtin":
         return tiny.ensure(builtin_folder(settings))
-    if kind == "folder" and settings.base_models is not None:
-        path = settings.base_models / name
-    elif kind == "store":
-        path = store.fetch_folder(name)
-    elif kind == "hub":
-        path = hub_folder(name, settings)
-    else:
-        raise FileNotFoundError(source)
+    path = store.fetch_folder(name) if kind == "store" else _outside(source, settings)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(source)
     return path
 
 
+def _outside(source: str, settings: Settings) -> Path:
+    """Where a model from outside lies, or will. Raises FileNotFoundError where that can be nowhere."""
+    kind, _, name = source.partition(":")
+    if kind == "folder" and settings.base_models is not None:
+        return settings.base_models / name
+    if kind == "hub":
+        return hub_folder(name, settings)
+    raise FileNotFoundError(source)
+
+
 def hub_folder(hub_id: str, settings: Settings) -> Path:
     """Where the worker puts what it fetched: one flat folder a model."""
     return settings.home / "hub" / hub_id.replace("/", "--")
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UnusableModel for another architecture, a model that brings code, or pickled weights only."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UnusableModel(f"its config.json cannot be read ({error}).") from error
-    if "auto_map" in json.dumps(config) or any(folder.glob("*.py")):
-        raise UnusableModel("it brings code of its own, which is never run here.")
-    named = config.get("architectures") or []
-    if not ARCHITECTURES.intersection(named):
-        raise UnusableModel(
-            f"its architecture is {', '.join(map(str, named)) or 'not stated'};"
-            f" supported are {', '.join(sorted(ARCHITECTURES))}."
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise UnusableModel("it has no .safetensors weights; pickled ones (.bin) are never loaded.")
 
 
 def base_names(settings: Settings) -> list[Source]:
@@ -188,9 +157,12 @@ def find_for_job(session: Session, name: str, owner: str, settings: Settings) ->
         source = find(session, name, owner, settings)
     except NotFound as error:
         raise InvalidRequest(error.message, param="model", code="model_not_found") from error
-    if source.source.startswith("folder:"):
+    if source.source.startswith(("folder:", "hub:")):
+        folder = _outside(source.source, settings)
+        if source.source.startswith("hub:") and not (folder / "config.json").is_file():
+            return source  # the job will fetch it, and look then
         try:
-            check_folder((settings.base_models or Path()) / source.name)
+            model_folder.check(folder)
         except UnusableModel as error:
             raise InvalidRequest(
                 f"The model {name!r} cannot be trained: {error}", param="model", code="model_not_supported"

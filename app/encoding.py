@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app.dataset import Chat, Example, Pair, Preference, Text
 from app.template import DEFAULT_TEMPLATE, compiled, template_of
+from app.template_limits import rendered
 
 
 class EncodingError(ValueError):
@@ -208,8 +209,8 @@ class Encoder:
 
     def _render(self, chat: Chat, messages: list[dict[str, Any]], ask: bool) -> str:
         try:
-            return self._compiled.render(
-                messages=messages, tools=chat.tools, add_generation_prompt=ask, **self._words
+            return rendered(
+                self._compiled, messages=messages, tools=chat.tools, add_generation_prompt=ask, **self._words
             )
         except Exception as error:  # a template is a program of its own
             raise EncodingError(

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from app.template_limits import LimitedEnvironment
 
 MAX_TEMPLATE_CHARACTERS = 100_000
 # For models without a template. A turn of the assistant ends with the end token, as generation does.
@@ -52,16 +53,16 @@ def compiled(template: str) -> Template:
     """Raises ValueError for one that cannot be read. What it refuses when it is rendered is any exception."""
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise ValueError(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS:,} characters")
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    environment.filters["tojson"] = _to_json
+    environment.replace_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
     now: Callable[[str], str] = lambda form: datetime.now().astimezone().strftime(form)  # noqa: E731
     environment.globals["strftime_now"] = now
     try:
         return environment.from_string(template)
-    except TemplateError as error:
+    except (TemplateError, RecursionError, ValueError, MemoryError) as error:
         raise ValueError(f"the chat template cannot be read: {error}") from None
 
 

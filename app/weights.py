@@ -2,12 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LONGEST_HEADER = 100_000_000  # bytes, as the format itself allows
+LONGEST_HEADER = 25_000_000  # bytes; 100,000 tensors take 12 MB, the format allows 100
+LONGEST_NAME, MOST_DIMENSIONS = 500, 8
+# Bytes of one number. What is not here (fp8, fp4) is quantized, and trained by nobody as it is.
+BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Output layers that a model with tied weights shares with its embeddings, though the file may hold both.
 OUTPUTS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "embed_in.weight")
@@ -62,9 +66,7 @@ def measure(folder: Path) -> Size:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     tied = config.get("tie_word_embeddings", config.get("model_type") in TIED_BY_DEFAULT)
-    found = {tensor.name: tensor for file in sorted(folder.glob("*.safetensors")) for tensor in _header(file)}
-    if not found:
-        raise ValueError("no safetensors file")
+    found = {tensor.name: tensor for file in files(folder) for tensor in header(file)[0]}
     learned = tuple(
         tensor
         for tensor in found.values()
@@ -80,16 +82,70 @@ def measure(folder: Path) -> Size:
     )
 
 
-def _header(file: Path) -> Iterator[Tensor]:
-    """A safetensors file begins with the length of its JSON header in eight bytes, little-endian."""
+def files(folder: Path) -> list[Path]:
+    """The files of a model's weights, as transformers finds them: one, or those that an index names.
+
+    Raises FileNotFoundError where there is neither, ValueError for an index that leads elsewhere.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    named = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    places = named.get("weight_map") if isinstance(named, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{INDEX} has no weight_map")
+    for name in set(map(str, places.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{INDEX} names {name[:100]!r}, which is no safetensors file of the folder")
+    return [folder / name for name in sorted(set(places.values()))]
+
+
+def header(file: Path, longest: int = LONGEST_HEADER) -> tuple[list[Tensor], int]:
+    """What a safetensors file holds, by its JSON header, and the header's bytes, which the first eight tell.
+
+    Raises ValueError where it is not exactly what the file holds: every byte one tensor's, and none two's.
+    """
+    size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length > LONGEST_HEADER:
-            raise ValueError(f"{file.name} is no safetensors file")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    for name, facts in header.items():
-        if name != "__metadata__":
-            yield Tensor(name, tuple(int(n) for n in facts["shape"]))
+        if not 0 < length <= min(longest, size - 8):
+            raise ValueError(f"{file.name} has a header of {length:,} bytes")
+        try:
+            entries = json.loads(opened.read(length), object_pairs_hook=_once)
+        except RecursionError:
+            raise ValueError(f"{file.name} has a header without end") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{file.name} has no JSON object for a header")
+    entries.pop("__metadata__", None)
+    placed = sorted((_placed(file.name, name, facts) for name, facts in entries.items()), key=lambda p: p[1:])
+    at = 0
+    for tensor, begin, end in placed:
+        if begin != at:
+            raise ValueError(f"{file.name}: {tensor.name} does not begin where the one before it ends")
+        at = end
+    if at != size - 8 - length:
+        raise ValueError(f"{file.name} holds {size - 8 - length:,} bytes of numbers, its header says {at:,}")
+    return [tensor for tensor, *_ in placed], length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in a header")
+    return found
+
+
+def _placed(file: str, name: str, facts: object) -> tuple[Tensor, int, int]:
+    """A tensor, and from where to where its numbers lie."""
+    match facts:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
+            kind in BYTES
+            and len(name) <= LONGEST_NAME
+            and len(shape) <= MOST_DIMENSIONS
+            and all(type(n) is int and n >= 0 for n in shape)
+            and math.prod(shape) * BYTES[kind] == end - begin >= 0
+        ):
+            return Tensor(name, tuple(shape)), begin, end
+    raise ValueError(f"{file}: the header's {name[:100]} is no tensor that we read")
 
 
 def _first(config: dict[str, Any], names: tuple[str, ...], otherwise: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,21 +12,25 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import catalogue
+from app import catalogue, model_folder
 from app.errors import ServiceError
 from app.inspection import refusals
 from app.lifecycle.claims import Claim
 from app.lifecycle.history import note
+from app.model_folder import UnusableModel
 from app.settings import Settings
 from app.storage import MANIFEST, Damaged, Store
-from app.tables import Checkpoint, Event, File, Job, JsonObject
+from app.tables import Checkpoint, Event, File, Job, JsonObject, Model
 from worker import hub
+from worker.hub import Fetched
+from worker.training import manifest
 
 
 @dataclass(frozen=True)
 class Order:
     """A claimed job, read once; `source` is where its base model comes from, `saved` its checkpoints, the
-    newest first."""
+    newest first. `revision`: the hub's commit that an earlier attempt had; `sealed`: the manifest that the
+    database knows of what was trained here."""
 
     job_id: str
     owner: str
@@ -37,6 +42,8 @@ class Order:
     files: tuple[File, ...]
     saved: tuple[Checkpoint, ...] = ()
     refuse_on: tuple[str, ...] = ()
+    revision: str | None = None
+    sealed: str | JsonObject | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,29 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     # The newest checkpoint may be the one that turns out damaged: two is the least.
     keep = max(2, int(row.recipe["save_total_limit"]))
     refused = tuple(row.refuse_on or ())
+    known = _revision(session, row.id), _sealed(session, row.source)
     saved = _saved(session, row.id)
-    return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused)
+    return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused, *known)
 
 
 def out_key(held: Claim) -> str:
     """Under which an attempt's checkpoints lie."""
     return f"jobs/{held.job_id}/e{held.epoch}"
+
+
+def _revision(session: Session, job_id: str) -> str | None:
+    """The commit that the first attempt fetched; the first event that says so is the worker's own."""
+    query = select(Event.data).where(Event.job_id == job_id, Event.code == "base_model")
+    said = session.scalar(query.order_by(Event.seq).limit(1)) or {}
+    return said.get("revision") if isinstance(said.get("revision"), str) else None
+
+
+def _sealed(session: Session, source: str) -> str | JsonObject | None:
+    kind, _, key = source.partition(":")
+    if kind != "store":
+        return None
+    found: str | JsonObject | None = session.scalar(select(Model.manifest).where(Model.key == key))
+    return found or session.scalar(select(Checkpoint.manifest_sha256).where(Checkpoint.key == key))
 
 
 def _fitting(session: Session, job_id: str) -> int | None:
@@ -129,14 +152,15 @@ def bring(
     """Have all that the trainer reads on this machine, for as long as `held` is open: the line with its
     paths, and what was found damaged on the way. Takes as long as the downloads.
 
-    Raises MissingFile, catalogue.UnusableModel, RefusedFinding; OSError where the store does not answer.
+    Raises MissingFile, UnusableModel, RefusedFinding; OSError where the store does not answer.
     """
     paths = [_path(row, store, held) for row in given.files]
     line = {**given.line, **dict(zip(("data", "validation"), map(str, paths), strict=False))}
-    folder = base_folder(given.source, settings, store, held)
-    heed_findings(given, folder, store)
+    base = base_folder(given, settings, store, held)
+    heed_findings(given, base.folder, store)
     resume, corrupt = _resumable(given.saved, store, held)
-    return {**line, "model": str(folder), "resume": [str(path) for path in resume]}, corrupt
+    found = {"model": str(base.folder), "revision": base.revision, "resume": [str(path) for path in resume]}
+    return {**line, **found}, corrupt
 
 
 def _path(row: File, store: Store, held: ExitStack) -> Path:
@@ -173,22 +197,36 @@ def _manifest_sha256(store: Store, key: str) -> str | None:
         return None
 
 
-def base_folder(source: str, settings: Settings, store: Store, held: ExitStack) -> Path:
-    """The base model's folder, fetched from the hub or the store where needed; takes as long as the download.
+def base_folder(given: Order, settings: Settings, store: Store, held: ExitStack) -> Fetched:
+    """The base model's folder, fetched from the hub or the store where needed; takes as long as the download,
+    or as hashing what was trained here.
 
-    Raises catalogue.UnusableModel with what to do.
+    Raises UnusableModel with what to do.
     """
-    if source.startswith("hub:"):
-        return hub.fetch(source.removeprefix("hub:"), settings)
+    if given.source.startswith("hub:"):
+        return hub.fetch(given.source.removeprefix("hub:"), settings, given.revision)
     try:
-        if source.startswith("store:"):
+        if given.source.startswith("store:"):
             # It is read again with each checkpoint: held, not only found.
-            held.enter_context(store.hold_folder(source.removeprefix("store:")))
-        folder = catalogue.locate(source, settings, store)
+            held.enter_context(store.hold_folder(given.source.removeprefix("store:")))
+        folder = catalogue.locate(given.source, settings, store)
     except FileNotFoundError as error:
-        raise catalogue.UnusableModel("its folder is gone.") from error
-    catalogue.check_folder(folder)
-    return folder
+        raise UnusableModel("its folder is gone.") from error
+    if given.source.startswith("store:"):
+        _check_sealed(folder, given.sealed)
+    model_folder.check(folder)
+    return Fetched(folder, None)
+
+
+def _check_sealed(folder: Path, sealed: str | JsonObject | None) -> None:
+    """A folder of our own is taken for what it was when it was made, or not at all."""
+    try:
+        digest = manifest.verify(folder)
+        stated = json.loads((folder / manifest.NAME).read_bytes())
+    except (manifest.Damaged, OSError, ValueError) as error:
+        raise UnusableModel(f"its folder was changed since it was trained ({error}).") from error
+    if sealed not in (digest, stated):
+        raise UnusableModel("its manifest is not the one that was recorded when it was trained.")
 
 
 def heed_findings(given: Order, folder: Path, store: Store) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.catalogue import UnusableModel
 from app.lifecycle import claims, turns
 from app.lifecycle.claims import Claim, JobError
+from app.model_folder import UnusableModel
 from worker import order, outcome, publish, spread
 from worker.hub import HubUnreachable
 from worker.launch import FINISHED, STOPPED, Trainer
@@ -146,6 +146,10 @@ class _Attempt:
                 return None
             time.sleep(LOOK_EVERY)
         line, self.inputs = future.result()
+        if line["revision"] is not None and self.order.revision is None:
+            # Told before the trainer can say anything: a later attempt believes the first that says so.
+            message = f"The base model is the hub's commit {line['revision']}."
+            self.recorder.add(events.Notice("info", "base_model", message, {"revision": line["revision"]}))
         return line
 
     def _take_trainer(self, line: dict[str, Any]) -> Trainer | None:

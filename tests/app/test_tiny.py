@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from app.catalogue import check_folder
+from app import model_folder
 from app.dataset import Checker
 from app.recipe import Recipe
 from app.tiny import model as tiny
@@ -34,7 +34,7 @@ def test_transformers_loads_it_whole_as_a_gpt2_of_a_million_parameters(folder: P
     assert isinstance(model, GPT2LMHeadModel)
     assert model.num_parameters() == 1_088_256
     assert not any(loaded.values()), "a weight is missing, left over or of another shape"
-    check_folder(folder)
+    model_folder.check(folder)
 
 
 def test_its_weights_are_drawn_as_those_of_gpt2_before_training(folder: Path) -> None:

@@ -5,15 +5,17 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
 
-from app.catalogue import UnusableModel, check_folder, locate
+from app import model_folder
+from app.catalogue import locate
 from app.errors import InvalidRequest
 from app.settings import Settings
-from app.storage import open_store
+from app.storage import Store, open_store
 
 # How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond. A step is a
 # hundred small products: threads that sleep at once (OMP_WAIT_POLICY=PASSIVE) take a third longer for one
@@ -43,6 +45,18 @@ def listen(url: str) -> socket.socket:
     return socket.create_server((parts.hostname, parts.port), family=family)
 
 
+def locate_checked(source: str, settings: Settings, store: Store) -> Path:
+    """The source's folder. Raises FileNotFoundError, InvalidRequest for one that is no model we run."""
+    folder = locate(source, settings, store)
+    try:
+        model_folder.check(folder)
+    except model_folder.UnusableModel as error:
+        raise InvalidRequest(
+            f"This model cannot be run: {error}", param="model", code="model_not_supported"
+        ) from error
+    return folder
+
+
 def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
@@ -64,19 +78,8 @@ def main() -> None:
         sys.exit(f"cannot listen on {settings.generator_url}: {error}")
 
     store = open_store(settings)
-
-    def locate_checked(source: str) -> Path:
-        folder = locate(source, settings, store)
-        try:
-            check_folder(folder)
-        except UnusableModel as error:
-            raise InvalidRequest(
-                f"This model cannot be run: {error}", param="model", code="model_not_supported"
-            ) from error
-        return folder
-
     app = create_app(
-        locate_checked,
+        partial(locate_checked, settings=settings, store=store),
         settings.generator_memory_bytes,
         settings.generator_queue,
         precision=settings.generator_precision,

@@ -1,6 +1,5 @@
 """A causal language model from a Hugging Face folder, taken apart into a body and a head."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
+from app import model_folder
 from app.recipe import Recipe
 from worker.training import attention, dropout, lookup, objective
 from worker.training.batches import Batch, Layout, lay
@@ -25,7 +25,6 @@ DROPOUTS = (
     "dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "embd_pdrop", "attn_pdrop",
     "resid_pdrop", "embed_dropout", "resid_dropout", "ffn_dropout",
 )  # fmt: skip
-CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 # fp32 against itself in another layout: 1.8e-7 on GPT-2 and Llama. A leak shows as 1e-2 and more.
 SAME = 1e-4
 
@@ -211,17 +210,11 @@ def config_of(folder: Path) -> PretrainedConfig:
 
 
 def inspect(folder: Path) -> None:
-    """Refuses a folder that would need its own code or pickled weights, before transformers sees it."""
+    """Refuses a folder that is not what we run, before transformers sees it. Raises Failure."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise Failure("invalid_model", "The base model's folder has no readable config.json.") from None
-    if any(key in config for key in CODE_KEYS):
-        raise Failure("invalid_model", "The base model brings code of its own, which is never run.")
-    if not any(folder.glob("*.safetensors")):
-        raise Failure(
-            "invalid_model", "The base model has no safetensors weights; pickled ones are never read."
-        )
+        model_folder.check(folder)
+    except model_folder.UnusableModel as error:
+        raise Failure("invalid_model", f"The base model cannot be used: {error}") from None
 
 
 def _quicken(network: PreTrainedModel, device: Device) -> None:
