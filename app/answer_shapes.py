@@ -166,6 +166,7 @@ class Checkpoint(Shape):
     metrics: dict[str, float]
     bytes: Count
     best: bool
+    pinned: bool
 
 
 class Checkpoints(Page):

@@ -19,7 +19,7 @@ from celery import Celery
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import litter, purge
+from app import litter, purge, retention
 from app.database import Database, run
 from app.lifecycle import announcements, claims, yielding
 from app.lifecycle.offers import MISSED
@@ -188,6 +188,7 @@ class Dispatcher:
         async with self.database.transaction() as session:
             await purge.forget_workers(session)
             await run(session, deliveries.forget, self.settings.webhook_log)
+        await self._retire()
         for part in await _in(self._remover, litter.parts, self.store):
             async with self.database.transaction() as session:
                 known = await run(session, litter.known, part)
@@ -196,6 +197,20 @@ class Dispatcher:
                 log.info("litter_removed", keys=gone[:20], count=len(gone))
 
         await _in(self._remover, self.store.sweep)
+
+    async def _retire(self) -> None:
+        """What is kept of ended jobs only for a time, a batch a transaction."""
+        for verb, age in (
+            (retention.retire_checkpoints, self.settings.checkpoint_retention),
+            (retention.forget_events, self.settings.event_retention),
+            (retention.thin_metrics, self.settings.metric_retention),
+        ):
+            count = 1 if age is not None else 0
+            while age is not None and count:
+                async with self.database.transaction() as session:
+                    count = await run(session, verb, age)
+                if count:
+                    log.info("retired", what=verb.__name__, count=count)
 
     async def ping_broker(self) -> bool:
         """Whether the broker answers within two seconds."""

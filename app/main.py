@@ -35,6 +35,7 @@ from app.routes import (
     metrics,
     models,
     permissions,
+    pins,
     progress,
     recipe_form,
     storage_use,
@@ -104,7 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.figures, app.state.traffic = Figures(settings), Traffic()
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
-    training = (jobs, progress, diagnosis, permissions, recipe_form)
+    training = (jobs, pins, progress, diagnosis, permissions, recipe_form)
     parts = (files, uploads, inspections, *training, models, completions, chat, webhooks, deliveries)
     machines = (workers, storage_use, download_tickets)
     for part in (*parts, *machines, keys, audit_log):

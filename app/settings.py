@@ -219,6 +219,21 @@ class Settings(BaseSettings):
         timedelta(days=30), description="How long ended deliveries stay in the log of their endpoint"
     )
 
+    # What is kept of ended jobs; models and files are never removed by age
+    checkpoint_retention: Duration | None = Field(
+        None,
+        description="After how long checkpoints of ended jobs go, save pinned, shared and needed ones and, of"
+        " a job without a model, the newest and the best; without it they stay",
+    )
+    event_retention: Duration | None = Field(
+        None, description="After how long events of ended jobs go; without it they stay"
+    )
+    metric_retention: Duration | None = Field(
+        None,
+        description="After how long curves of ended jobs are thinned to 500 points and every evaluation;"
+        " without it they stay whole",
+    )
+
     # Limits
     max_file_bytes: int = Field(8 * GIB, gt=0, description="Largest file that may be uploaded, in bytes")
     min_free_bytes: int = Field(

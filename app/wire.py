@@ -142,6 +142,7 @@ def checkpoint(row: Checkpoint) -> JsonObject:
         "metrics": {k: v for k, v in row.metrics.items() if v is not None},
         "bytes": row.bytes,
         "best": row.best,
+        "pinned": row.pinned,
     }
 
 

@@ -21,7 +21,7 @@ from app.model_folder import UnusableModel
 from app.settings import Settings
 from app.storage import MANIFEST, Damaged, Store
 from app.tables import Checkpoint, Event, File, Job, JsonObject, Model
-from worker import hub
+from worker import hub, room
 from worker.hub import Fetched
 from worker.training import manifest
 
@@ -152,7 +152,7 @@ def bring(
     """Have all that the trainer reads on this machine, for as long as `held` is open: the line with its
     paths, and what was found damaged on the way. Takes as long as the downloads.
 
-    Raises MissingFile, UnusableModel, RefusedFinding; OSError where the store does not answer.
+    Raises MissingFile, UnusableModel, RefusedFinding, room.NoRoom; OSError where the store does not answer.
     """
     paths = [_path(row, store, held) for row in given.files]
     line = {**given.line, **dict(zip(("data", "validation"), map(str, paths), strict=False))}
@@ -160,7 +160,9 @@ def bring(
     heed_findings(given, base.folder, store)
     resume, corrupt = _resumable(given.saved, store, held)
     found = {"model": str(base.folder), "revision": base.revision, "resume": [str(path) for path in resume]}
-    return {**line, **found}, corrupt
+    line |= found
+    room.check(line)
+    return line, corrupt
 
 
 def _path(row: File, store: Store, held: ExitStack) -> Path:

@@ -1,18 +1,18 @@
-"""Which checkpoints of a job stay: the newest few and the best. Bytes go after the rows are committed."""
+"""Which checkpoints of a running job stay: the newest few, the best and those that somebody needs. Bytes go
+after the rows are committed."""
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app.lifecycle.claims import ENDED
-from app.tables import Checkpoint, Job, now
+from app.retention import is_needed
+from app.tables import Checkpoint, now
 
 
 def retire(session: Session, job_id: str, keep: int) -> None:
-    """Mark all but the newest `keep`, the best and those that other jobs train from as deleted.
+    """Mark all but the newest `keep`, the best, and those pinned, shared or trained from as deleted.
 
     `app.purge` removes their bytes.
     """
-    needed = exists().where(Job.source == "store:" + Checkpoint.key, Job.status.not_in(ENDED))
     newest = (
         select(Checkpoint.id)
         .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
@@ -26,7 +26,7 @@ def retire(session: Session, job_id: str, keep: int) -> None:
             Checkpoint.deleted_at.is_(None),
             Checkpoint.best.is_(False),
             Checkpoint.id.not_in(newest),
-            ~needed,
+            ~is_needed(),
         )
         .values(deleted_at=now)
         .execution_options(synchronize_session=False)

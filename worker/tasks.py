@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.lifecycle import claims, turns
 from app.lifecycle.claims import Claim, JobError
 from app.model_folder import UnusableModel
-from worker import order, outcome, publish, spread
+from worker import order, outcome, publish, room, spread
 from worker.hub import HubUnreachable
 from worker.launch import FINISHED, STOPPED, Trainer
 from worker.outcome import Asked
@@ -102,6 +102,8 @@ class _Attempt:
             self._fail(JobError("file_not_found", str(error), "training_file"))
         except order.RefusedFinding as error:
             self._fail(JobError("refused_finding", str(error), "training_file"))
+        except room.NoRoom as error:
+            self._fail(JobError("disk_full", str(error)))
         except UnusableModel as error:
             message = f"The model {self.order.line['base_name']!r} cannot be used: {error}"
             conclude = self._retry if isinstance(error, HubUnreachable) else self._fail

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from app.lifecycle import claims
 from app.tables import Attempt, Checkpoint, Event, Job, Metric, Model
 from tests.worker.conftest import Bench, NewBench
-from worker import order
+from worker import order, room
 from worker.hub import HubUnreachable
 from worker.training.events import Notice, line
 
@@ -149,6 +149,16 @@ def test_a_file_that_is_gone_and_a_model_that_cannot_be_used_fail_at_once(bench:
         session.get_one(type(bench.job(strange)), strange).source = "folder:nowhere"
     assert bench.train(lost).error_code == "file_not_found"
     assert bench.train(strange).error_code == "model_unavailable"
+
+
+def test_a_disk_that_is_too_small_fails_the_job_before_its_first_step(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is needed is the test's word: no model here is as large as a disk."""
+    monkeypatch.setattr(room, "least", lambda *_: 2**62)
+    job = bench.train(bench.make_job())
+    assert (job.status, job.error_code, job.attempt, job.step) == ("failed", "disk_full", 1, 0)
+    assert "4,611,686,018,427,387,904 bytes" in (job.error_message or "")
 
 
 def test_a_finding_that_was_to_be_refused_fails_the_job_before_its_first_step(bench: Bench) -> None:
