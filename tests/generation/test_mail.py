@@ -43,14 +43,32 @@ async def test_a_step_of_many_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatc
     loop = asyncio.get_running_loop()
     knocks: list[Any] = []
     mails: list[Mail[Heard]] = [Mail() for _ in range(64)]
+    sleeping = [asyncio.create_task(mail.take()) for mail in mails]
+    await asyncio.sleep(0)
     with monkeypatch.context() as watched:
         watched.setattr(loop, "call_soon_threadsafe", knocks.append)
         post = Post(loop)
         for mail in mails:
             post.sinks(mail)(0)([written(1)])
-    (deliver,) = knocks
-    deliver()
-    assert [await mail.take() for mail in mails] == [[(0, [written(1)])]] * 64
+            post.sinks(mail)(0)([written(2)])
+    (wake,) = knocks
+    wake()
+    both = [(0, [written(1)]), (0, [written(2)])]
+    assert await asyncio.gather(*sleeping) == [both] * 64
+
+
+async def test_nobody_knocks_for_a_reader_who_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    knocks: list[Any] = []
+    mail: Mail[Heard] = Mail()
+    post = Post(loop)
+    gathering = asyncio.create_task(mail.take(pause=0.2))
+    await asyncio.sleep(0.01)
+    with monkeypatch.context() as watched:
+        watched.setattr(loop, "call_soon_threadsafe", knocks.append)
+        post.sinks(mail)(0)([written(1)])
+    assert knocks == []
+    assert await gathering == [(0, [written(1)])]
 
 
 async def test_a_pause_gathers_what_comes_and_ends_with_the_last_word() -> None:

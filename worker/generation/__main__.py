@@ -17,9 +17,8 @@ from app.errors import InvalidRequest
 from app.settings import Settings
 from app.storage import Store, open_store
 
-# How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond. A step is a
-# hundred small products: threads that sleep at once (OMP_WAIT_POLICY=PASSIVE) take a third longer for one
-# sequence; those that never sleep take the API's processor: docs/serving.md has figures.
+# How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond: for prompts,
+# and for large models, whose layers run on several threads. Who never sleeps takes the API's processor.
 SPINS = "5000"
 
 

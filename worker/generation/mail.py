@@ -1,4 +1,4 @@
-"""From the engine's thread to the tasks of the event loop, with one knock a step however many are waiting."""
+"""From the engine's thread to the tasks of the event loop, with few knocks however much there is to tell."""
 
 import asyncio
 from collections import deque
@@ -12,52 +12,65 @@ T = TypeVar("T")
 
 
 class Mail(Generic[T]):
-    """What one task has yet to read, all of it at once. For one loop, and one reader."""
+    """What one task has yet to read, all of it at once. For one loop and one reader; items may be added by
+    other threads, which then knock on the loop if they are told to."""
 
     def __init__(self) -> None:
-        self._items: list[T] = []
+        self._items: deque[T] = deque()
         self._arrived = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._idle = False
         self._ended = False
 
-    def put(self, item: T, urgent: bool = False) -> None:
+    def add(self, item: T) -> bool:
+        """Of any thread; whether the reader sleeps until it is woken."""
         self._items.append(item)
+        return self._idle
+
+    def wake(self) -> None:
         self._arrived.set()
-        if urgent:
-            self._urgent.set()
+
+    def put(self, item: T) -> None:
+        self.add(item)
+        self.wake()
 
     def end(self) -> None:
         """Nothing more will come."""
         self._ended = True
-        self._arrived.set()
-        self._urgent.set()
+        self.wake()
 
     async def take(self, pause: float = 0) -> list[T]:
         """Everything that has come, at least one item; nothing once it has ended.
 
-        Waits `pause` seconds first, so that more comes together, unless something urgent is there.
+        Lets up to `pause` seconds pass first, so that more comes together; being woken ends them.
         """
         if pause > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._urgent.wait()
-        await self._arrived.wait()
-        items, self._items = self._items, []
-        if not self._ended:
+                    await self._arrived.wait()
+        while True:
             self._arrived.clear()
-            self._urgent.clear()
+            # First say so, then look: whoever adds first adds, then looks whether it was said.
+            self._idle = True
+            if self._items or self._ended:
+                break
+            await self._arrived.wait()
+        self._idle = False
+        items = [self._items.popleft() for _ in range(len(self._items))]
+        if self._ended:
+            self._arrived.set()
         return items
 
 
 class Post:
     """Carries what the engine's thread says to the loop.
 
-    Waking a loop costs a system call and the interpreter's lock; a step of 64 would pay that 64 times.
+    Waking a loop costs a system call and the interpreter's lock, which the engine then waits for: so it
+    knocks only for readers who sleep or must not, and once for all of them.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._bag: deque[tuple[Mail[tuple[int, Sequence[Event]]], int, Sequence[Event]]] = deque()
+        self._sleeping: deque[Mail[tuple[int, Sequence[Event]]]] = deque()
         self._called = False
 
     def sinks(self, mail: Mail[tuple[int, Sequence[Event]]]) -> Callable[[int], Sink]:
@@ -65,14 +78,15 @@ class Post:
         return lambda place: lambda events: self._send(mail, place, events)
 
     def _send(self, mail: Mail[tuple[int, Sequence[Event]]], place: int, events: Sequence[Event]) -> None:
-        self._bag.append((mail, place, events))
+        if not (mail.add((place, events)) or isinstance(events[-1], Ended | Failed)):
+            return
+        self._sleeping.append(mail)
         if not self._called:
             self._called = True
             with suppress(RuntimeError):  # the loop has closed: nobody is left to tell
-                self._loop.call_soon_threadsafe(self._deliver)
+                self._loop.call_soon_threadsafe(self._wake)
 
-    def _deliver(self) -> None:
-        self._called = False  # before the bag is emptied: what comes now calls again
-        while self._bag:
-            mail, place, events = self._bag.popleft()
-            mail.put((place, events), urgent=isinstance(events[-1], Ended | Failed))
+    def _wake(self) -> None:
+        self._called = False  # before they are woken: what comes now calls again
+        while self._sleeping:
+            self._sleeping.popleft().wake()
