@@ -36,7 +36,11 @@ def stack(
     redis_url: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
-    given = {"DATABASE_URL": new_database(migrated_template), "REDIS_URL": redis_url}
+    given = {
+        "DATABASE_URL": new_database(migrated_template),
+        "REDIS_URL": redis_url,
+        "FINETUNED_WEBHOOK_ALLOW": "127.0.0.0/8",
+    }
     stack = Stack(tmp_path_factory.mktemp("home"), {**QUICK, **given})
     stack.start()
     try:

@@ -1,7 +1,7 @@
 // What a dry run tells, beside the form: the same places for the same numbers, so that nothing jumps.
 
 import { h, setText, show } from './dom.js';
-import { bytes, compact, DASH, duration, whole } from './format.js';
+import { bytes, compact, DASH, duration, number, whole } from './format.js';
 
 const FACTS = [
   ['Examples', (run) => whole(run.examples)],
@@ -9,7 +9,7 @@ const FACTS = [
   ['Tokens an epoch', (run) => (run.total_tokens === null ? DASH : `${compact(run.total_tokens)}, ${compact(run.trained_tokens)} learned`)],
   ['Steps', (run) => (run.total_steps === null ? DASH : `${whole(run.total_steps)}, ${whole(run.steps_per_epoch)} an epoch`)],
   ['Examples a step', (run) => whole(run.recipe?.total_train_batch_size)],
-  ['Learning rate', (run) => (run.recipe ? String(Number(run.recipe.learning_rate).toPrecision(3)) : DASH)],
+  ['Learning rate', (run) => (run.recipe ? number(run.recipe.learning_rate, 3) : DASH)],
   ['Parameters', (run) => compact(run.parameters)],
   ['Memory', (run) => (run.memory ? `${bytes(run.memory.needed_bytes)}${run.memory.available_bytes ? ` of ${bytes(run.memory.available_bytes)}` : ''}` : DASH)],
   ['Time', (run) => (run.estimated_seconds === null || run.estimated_seconds === undefined ? 'not known before a first job' : `about ${duration(run.estimated_seconds)}`)],
