@@ -9,6 +9,7 @@ from app import card
 from app.access import needs
 from app.audit import changes_nothing
 from app.body import Body
+from app.hyperparameters import OPENAI_NAMES
 from app.presets import PARTS, PRESETS
 from app.recipe import Recipe
 from app.tables import JsonObject
@@ -25,7 +26,8 @@ class CardRequest(Body):
 @router.get("")
 async def describe_recipe() -> JsonObject:
     """Every hyperparameter a job may ask for: `schema` is a JSON schema with default, range and meaning of
-    each, `parts` puts them in groups, `presets` are recipes to begin with.
+    each, `parts` puts them in groups, `presets` are recipes to begin with, `aliases` the names under which
+    OpenAI's API has some of them.
     """
     names = list(Recipe.model_fields)
     begins = [names.index(first) for _, first in PARTS] + [len(names)]
@@ -37,6 +39,7 @@ async def describe_recipe() -> JsonObject:
             for place, (title, _) in enumerate(PARTS)
         ],
         "presets": [asdict(preset) for preset in PRESETS],
+        "aliases": OPENAI_NAMES,
     }
 
 

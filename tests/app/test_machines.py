@@ -76,6 +76,7 @@ def test_the_form_has_every_field_once_and_its_presets_are_recipes(http: httpx2.
     assert [part["title"] for part in form["parts"]] == [title for title, _ in PARTS]
     assert form["schema"]["properties"]["save_total_limit"]["minimum"] == 1
     assert all(field["description"] for field in form["schema"]["properties"].values())
+    assert form["aliases"]["n_epochs"] == "num_epochs"
     for preset in PRESETS:
         Recipe.from_request(preset.hyperparameters, preset.method)
     given = json.loads((ROOT / "examples/reference-card.json").read_text())["hyperparameters"]

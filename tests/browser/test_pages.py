@@ -20,6 +20,7 @@ from tests.browser.conftest import PATIENCE, NewPage, upload
 from tests.flow.stack import Stack, wait_for_end
 
 expect.set_options(timeout=PATIENCE)
+LINE = "Adam with betas=(0.9,0.95) and epsilon=1e-08"  # as a card has it
 ROWS = [
     {"text": f"Stir the rice {word} and serve it with {word} beans."} for word in ("gently", "twice", "warm")
 ] * 8
@@ -100,7 +101,7 @@ def test_the_main_job_by_clicking(new_page: NewPage, stack: Stack, rows: Path, t
         drawer.get_by_title("Download config.json", exact=True).click()
     assert json.loads(Path(coming.value.path()).read_text())["model_type"] == "gpt2"
     drawer.get_by_role("link", name="Try it").click()
-    expect(page.get_by_label("Model 2")).to_have_value(job.fine_tuned_model)
+    expect(page.get_by_role("combobox", name="Model 2")).to_have_value(job.fine_tuned_model)
     write(page, "Stir the")
 
 
@@ -198,17 +199,20 @@ def test_another_jobs_values_are_handed_over(page: Page, stack: Stack, file_id: 
         "model": "tiny-gpt2",
         "training_file": file_id,
         "suffix": "again",
+        "priority": "low",
         "metadata": {"a": "b"},
         "method": {
             "type": "supervised",
-            "supervised": {"hyperparameters": {"num_epochs": 7, "packing": False}},
+            "supervised": {"hyperparameters": {"n_epochs": 7, "packing": False, "optimizer": LINE}},
         },
     }
     page.evaluate("body => sessionStorage.setItem('new-job', body)", json.dumps(body))
     page.locator("#nav a[href='#/new']").click()
     expect(page.locator("input[name=num_epochs]")).to_have_value("7")
     expect(page.locator("select[name=packing]")).to_have_value("false")
+    expect(page.locator("select[name=optimizer]")).to_have_value(LINE)
     expect(page.get_by_label("Suffix")).to_have_value("again")
+    expect(page.get_by_label("Priority")).to_have_value("low")
     expect(fact(page, "Steps")).to_contain_text("21")
     page.get_by_role("button", name="Copy as code").click()
     expect(page.get_by_role("dialog").locator("pre")).to_contain_text('"a": "b"')

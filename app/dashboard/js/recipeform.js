@@ -9,8 +9,9 @@ const LINES = new Set(['sample_prompts']);
 
 // form.element; form.values() what differs from the defaults; form.set(values) instead of all; form.field(name), which has refuse(message);
 // form.resolved(recipe) shows what "auto" would become. `changed` is called with every change.
-export function recipeForm({ schema, parts }, changed) {
+export function recipeForm({ schema, parts, aliases }, changed) {
   const fields = new Map();
+  let others = {}; // names that have no field here: they are sent as they came, for the service to judge
   const element = h('div', { class: 'recipe' }, parts.map((part, place) => {
     const inside = part.fields.map((name) => {
       const made = oneField(name, schema.properties[name], () => { count(); changed(); });
@@ -29,12 +30,14 @@ export function recipeForm({ schema, parts }, changed) {
   const count = () => { for (const box of element.children) box.count(); };
 
   function set(values) {
-    for (const [name, made] of fields) made.set(values[name]);
+    const given = Object.fromEntries(Object.entries(values).map(([name, value]) => [aliases[name] ?? name, value]));
+    for (const [name, made] of fields) made.set(given[name]);
+    others = Object.fromEntries(Object.entries(given).filter(([name]) => !fields.has(name)));
     count();
   }
 
   function values() {
-    return Object.fromEntries([...fields].map(([name, made]) => [name, made.value()]).filter(([, value]) => value !== undefined));
+    return { ...others, ...Object.fromEntries([...fields].map(([name, made]) => [name, made.value()]).filter(([, value]) => value !== undefined)) };
   }
 
 
@@ -86,6 +89,7 @@ function oneField(name, about, changed) {
 
   function set(given) {
     const none = given === undefined || given === null || given === usual;
+    if (!none && input.tagName === 'SELECT' && ![...input.options].some((option) => option.value === String(given))) input.append(h('option', { value: String(given) }, String(given)));
     input.value = none ? '' : Array.isArray(given) ? given.join(LINES.has(name) ? '\n' : ', ') : String(given);
     element.classList.toggle('has-value', !none);
     element.refuse(null);

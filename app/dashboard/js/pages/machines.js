@@ -45,8 +45,8 @@ export async function show(root, params, signal) {
 function workerCard() {
   const status = badge('idle');
   const name = h('h3', {});
-  const facts = ['Slots', 'Devices', 'Jobs', 'Last heard of', 'Up for', 'Version'].map((text) => [text, h('dd', {})]);
-  const [slots, devices, jobs, seen, up, version] = facts.map(([, value]) => value);
+  const facts = ['Slots', 'Labels', 'Devices', 'Jobs', 'Last heard of', 'Up for', 'Version'].map((text) => [text, h('dd', {})]);
+  const [slots, labels, devices, jobs, seen, up, version] = facts.map(([, value]) => value);
   let drawn = '';
   const element = h('article', { class: 'card stack' }, h('div', { class: 'row spread' }, name, status),
     h('dl', { class: 'facts' }, facts.map(([text, value]) => [h('dt', {}, text), value])));
@@ -57,6 +57,7 @@ function workerCard() {
     setText(name, worker.host);
     name.title = worker.id;
     setText(slots, `${whole(worker.busy)} of ${whole(worker.slots)} taken`);
+    setText(labels, worker.labels?.join(', ') || 'none');
     setText(seen, ago(worker.seen_at));
     setText(up, duration(worker.seen_at - worker.started_at));
     setText(version, worker.version);

@@ -22,6 +22,7 @@ export async function show(root, params, signal) {
   let timer = 0;
   let counting = new AbortController();
   let presetName = null;
+  const { rest } = handed; // what has no field here: sent as it came
 
   const training = fileChooser({ label: 'Training file', param: 'training_file', changed, signal, required: true });
   const validation = fileChooser({ label: 'Validation file', param: 'validation_file', changed, signal });
@@ -29,6 +30,8 @@ export async function show(root, params, signal) {
   const modelField = field('Base model', model, { hint: 'One of the list, one of yours to train on, or a name of the hub such as owner/model.' });
   const suffix = h('input', { name: 'suffix', maxlength: 64, autocomplete: 'off', spellcheck: 'false', placeholder: 'none' });
   const suffixField = field('Suffix', suffix, { hint: 'Goes into the name of the tuned model.' });
+  const priority = h('select', { name: 'priority' }, [['normal', 'normal'], ['high', 'high: before all others'], ['low', 'low: after all others']].map(([value, text]) => h('option', { value }, text)));
+  const priorityField = field('Priority', priority);
   const method = h('select', { name: 'method' }, h('option', { value: 'supervised' }, 'supervised: learn the answers'), h('option', { value: 'dpo' }, 'dpo: learn which of two answers is preferred'));
   const methodField = field('Method', method);
   const recipe = recipeForm(form, changed);
@@ -39,9 +42,10 @@ export async function show(root, params, signal) {
   const beside = rehearsal();
 
   function body() {
-    const found = { ...handed.rest, model: model.value.trim(), training_file: training.value() ?? '' };
+    const found = { ...rest, model: model.value.trim(), training_file: training.value() ?? '' };
     if (validation.value()) found.validation_file = validation.value();
     if (suffix.value.trim()) found.suffix = suffix.value.trim();
+    if (priority.value !== 'normal') found.priority = priority.value;
     const hyperparameters = recipe.values();
     if (method.value === 'dpo') found.method = { type: 'dpo', dpo: { hyperparameters } };
     else if (Object.keys(hyperparameters).length) found.hyperparameters = hyperparameters;
@@ -81,13 +85,13 @@ export async function show(root, params, signal) {
   function clearRefusals() {
     recipe.clear();
     for (const one of [training, validation]) one.refuse(null);
-    for (const one of [modelField, suffixField, methodField]) one.refuse(null);
+    for (const one of [modelField, suffixField, priorityField, methodField]) one.refuse(null);
   }
 
   // The field that the service names; null where there is none such.
   function fieldOf(param) {
     const name = (param ?? '').replace(/^method\.(supervised|dpo)\.hyperparameters\.|^hyperparameters\./, '');
-    const own = { training_file: training, validation_file: validation, model: modelField, from_checkpoint: modelField, suffix: suffixField, 'method.type': methodField, method: methodField };
+    const own = { training_file: training, validation_file: validation, model: modelField, from_checkpoint: modelField, suffix: suffixField, priority: priorityField, 'method.type': methodField, method: methodField };
     return own[name] ?? recipe.field(name);
   }
 
@@ -168,12 +172,14 @@ export async function show(root, params, signal) {
 
   model.addEventListener('input', changed);
   suffix.addEventListener('input', changed);
+  priority.addEventListener('input', changed);
   method.addEventListener('input', () => {
     if (method.value !== 'dpo') recipe.set({ ...recipe.values(), beta: undefined });
     changed();
   });
   model.value = handed.model ?? params.model ?? models.data.find((one) => one.id === 'tiny-gpt2')?.id ?? models.data.at(-1)?.id ?? '';
   suffix.value = handed.suffix ?? '';
+  priority.value = handed.priority ?? 'normal';
   method.value = handed.method;
   recipe.set(handed.hyperparameters);
   if (!Object.keys(handed.hyperparameters).length && handed.method === 'supervised') presetName = 'automatic';
@@ -184,7 +190,7 @@ export async function show(root, params, signal) {
     h('form', { class: 'job-form', novalidate: true, onsubmit: send },
       h('div', { class: 'stack' },
         h('section', { class: 'card stack' }, h('h2', {}, 'Data'), training.element, validation.element),
-        h('section', { class: 'card stack' }, h('h2', {}, 'Model'), h('div', { class: 'pair' }, modelField, suffixField),
+        h('section', { class: 'card stack' }, h('h2', {}, 'Model'), h('div', { class: 'pair' }, modelField, suffixField, priorityField),
           h('datalist', { id: 'base-models' }, models.data.map((one) => h('option', { value: one.id })))),
         h('section', { class: 'card stack' }, h('h2', {}, 'Recipe'), presets, methodField, recipe.element)),
       h('aside', { class: 'card beside', 'aria-label': 'What this job would do' }, h('h2', {}, 'What this job would do'), beside.element,
@@ -205,10 +211,10 @@ function takeHandedOver() {
   } catch {
     toast('What was handed over could not be read.', 'error');
   }
-  const { model, training_file: trainingFile, validation_file: validationFile, suffix, method, hyperparameters, ...rest } = body;
+  const { model, training_file: trainingFile, validation_file: validationFile, suffix, priority, method, hyperparameters, ...rest } = body;
   const type = method?.type ?? 'supervised';
   return {
-    model, suffix, rest,
+    model, suffix, priority, rest,
     training_file: trainingFile,
     validation_file: validationFile,
     method: type === 'dpo' ? 'dpo' : 'supervised',
