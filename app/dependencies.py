@@ -1,7 +1,7 @@
 """What a route may ask for besides its own input."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,6 +12,7 @@ from app.database import Database
 from app.fleet import Fleet
 from app.inspection.inspector import Inspector
 from app.settings import Settings
+from app.standing import Standing
 from app.storage import Store
 from app.upstream import Upstreams
 from app.webhooks.courier import Courier
@@ -54,8 +55,20 @@ def _upstreams(request: Request) -> Upstreams:
     return upstreams
 
 
+class Shown(NamedTuple):
+    """What a job needs beside its row to be shown."""
+
+    settings: Settings
+    standing: Standing
+
+
+def _shown(request: Request) -> Shown:
+    return Shown(request.app.state.settings, request.app.state.standing)
+
+
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
+ForShowing = Annotated[Shown, Depends(_shown)]
 OpenCourier = Annotated[Courier, Depends(_courier)]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]

@@ -165,6 +165,16 @@ def places(session: Session, job_ids: Collection[str], fresh: timedelta) -> dict
     return found
 
 
+def line(session: Session, fresh: timedelta) -> dict[str, Place]:
+    """Everybody in the queue with their places; times for the first few hundred."""
+    ranked = turns.ranks()
+    positions = session.execute(select(ranked.c.id, ranked.c.position)).all()
+    first = [job_id for job_id, position in positions if position <= LOOKED_AHEAD]
+    return {job_id: Place(position, None, None) for job_id, position in positions} | places(
+        session, first, fresh
+    )
+
+
 def start_of_next(session: Session, fresh: timedelta) -> datetime | None:
     """When a job would begin that were created now."""
     before = past(session)

@@ -15,9 +15,11 @@ from app.database import Database
 from app.dispatch import dispatching
 from app.feed import feeding
 from app.fleet import Fleet
+from app.glance import Glances, glancing
 from app.inspection.inspector import Inspector
 from app.inspection.reports import Reports
 from app.journal import configure_logs
+from app.lifecycle.offers import MISSED
 from app.limits import BodyLimit
 from app.routes import (
     audit_log,
@@ -44,6 +46,7 @@ from app.routes import (
     workers,
 )
 from app.settings import Settings
+from app.standing import Standing
 from app.storage import Store, StoreAway, StoreRefused, open_store
 from app.upstream import Upstreams
 from app.watch.figures import Figures
@@ -72,8 +75,10 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
     app.state.reports = Reports(app.state.inspector, app.state.store)
     app.state.generator = Fleet(settings.generator_urls, app.state.traffic.measure)
     app.state.upstreams = Upstreams(settings.upstreams)
+    app.state.standing = Standing(MISSED * settings.heartbeat)
     try:
         async with (
+            glancing(settings) as app.state.glancing,
             dispatching(settings, app.state.database, app.state.store, app.state.traffic) as dispatcher,
             feeding(app.state.database) as feed,
         ):
@@ -120,6 +125,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate)
+    app.add_middleware(Glances, settings=settings, endpoint=jobs.retrieve_job)
     app.add_middleware(RequestIds)
     app.add_middleware(Requests, traffic=app.state.traffic, service=app)
     return app

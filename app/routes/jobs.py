@@ -10,19 +10,17 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import dry_run, forecast, job_inputs, job_request, paging, priority, quota, reckoning, wire
+from app import dry_run, job_inputs, job_request, paging, priority, quota, reckoning, wire
 from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.database import run
-from app.dependencies import CurrentSettings, OpenSession, OpenStore
+from app.dependencies import CurrentSettings, ForShowing, OpenSession, OpenStore, Shown
 from app.errors import InvalidRequest, NotAllowed
 from app.inspection import refusals
 from app.inspection.desk import Desk, OpenDesk
 from app.lifecycle import wishes
-from app.lifecycle.offers import MISSED
 from app.owned import find_job
-from app.settings import Settings
 from app.tables import Checkpoint, Event, Job, JsonObject
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencies=[needs("jobs")])
@@ -30,10 +28,10 @@ router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencie
 RetryCount = Annotated[int, Header(ge=0, include_in_schema=False)]
 
 
-async def _bodies(session: AsyncSession, rows: Sequence[Job], settings: Settings) -> list[JsonObject]:
+async def _bodies(session: AsyncSession, rows: Sequence[Job], shown: Shown) -> list[JsonObject]:
     """Jobs as they are sent, the queued ones with their place in the queue."""
-    queued = [row.id for row in rows if row.status == "queued"]
-    places = await run(session, forecast.places, queued, MISSED * settings.heartbeat) if queued else {}
+    settings, standing = shown
+    places = await standing.of(session, [row.id for row in rows if row.status == "queued"])
     return [wire.job(row, settings.organization, places.get(row.id)) for row in rows]
 
 
@@ -60,6 +58,7 @@ async def create_job(
     session: OpenSession,
     store: OpenStore,
     settings: CurrentSettings,
+    shown: ForShowing,
     caller: KnownCaller,
     desk: OpenDesk,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
@@ -95,7 +94,7 @@ async def create_job(
     )
     if before is not None:
         about(session, None)
-        return (await _bodies(session, [before], settings))[0]
+        return (await _bodies(session, [before], shown))[0]
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
     job_request.refuse_what_is_not_offered(body)
@@ -134,7 +133,7 @@ async def create_job(
     }
     row = await run(session, wishes.create, values)
     about(session, row.id if row.id == values["id"] else None)
-    return (await _bodies(session, [row], settings))[0]
+    return (await _bodies(session, [row], shown))[0]
 
 
 def _filtered(query: Select[Job], request: Request) -> Select[Job]:
@@ -156,7 +155,7 @@ def _filtered(query: Select[Job], request: Request) -> Select[Job]:
 async def list_jobs(
     request: Request,
     session: OpenSession,
-    settings: CurrentSettings,
+    shown: ForShowing,
     caller: KnownCaller,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
@@ -164,21 +163,21 @@ async def list_jobs(
     """The caller's jobs, newest first."""
     query = _filtered(select(Job).where(Job.owner == caller.owner), request)
     rows, more = await paging.cut(session, query, Job, after=after, limit=limit)
-    return wire.page(await _bodies(session, rows, settings), more)
+    return wire.page(await _bodies(session, rows, shown), more)
 
 
 @router.get("/{job_id}")
 async def retrieve_job(
-    job_id: str, session: OpenSession, settings: CurrentSettings, caller: KnownCaller
+    job_id: str, session: OpenSession, shown: ForShowing, caller: KnownCaller
 ) -> JsonObject:
-    return (await _bodies(session, [await find_job(session, job_id, caller)], settings))[0]
+    return (await _bodies(session, [await find_job(session, job_id, caller)], shown))[0]
 
 
 async def _wish(
     verb: Callable[[Session, str, str], None],
     job_id: str,
     session: AsyncSession,
-    settings: Settings,
+    shown: Shown,
     caller: Caller,
     tries: int,
 ) -> JsonObject:
@@ -189,43 +188,43 @@ async def _wish(
     else:
         await run(session, verb, job_id, caller.owner)
     session.expire_all()
-    return (await _bodies(session, [await find_job(session, job_id, caller)], settings))[0]
+    return (await _bodies(session, [await find_job(session, job_id, caller)], shown))[0]
 
 
 @router.post("/{job_id}/cancel")
 async def cancel_job(
     job_id: str,
     session: OpenSession,
-    settings: CurrentSettings,
+    shown: ForShowing,
     caller: KnownCaller,
     x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """End a job. A running one saves a checkpoint first, which stays; takes a heartbeat to be noticed."""
-    return await _wish(wishes.cancel, job_id, session, settings, caller, x_stainless_retry_count)
+    return await _wish(wishes.cancel, job_id, session, shown, caller, x_stainless_retry_count)
 
 
 @router.post("/{job_id}/pause")
 async def pause_job(
     job_id: str,
     session: OpenSession,
-    settings: CurrentSettings,
+    shown: ForShowing,
     caller: KnownCaller,
     x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """Set a job aside; a running one saves a checkpoint and goes on from it when resumed."""
-    return await _wish(wishes.pause, job_id, session, settings, caller, x_stainless_retry_count)
+    return await _wish(wishes.pause, job_id, session, shown, caller, x_stainless_retry_count)
 
 
 @router.post("/{job_id}/resume")
 async def resume_job(
     job_id: str,
     session: OpenSession,
-    settings: CurrentSettings,
+    shown: ForShowing,
     caller: KnownCaller,
     x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
     """Queue a paused job again; it goes on where it was, bit for bit."""
-    return await _wish(wishes.resume, job_id, session, settings, caller, x_stainless_retry_count)
+    return await _wish(wishes.resume, job_id, session, shown, caller, x_stainless_retry_count)
 
 
 @router.get("/{job_id}/events")

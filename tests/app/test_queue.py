@@ -15,6 +15,7 @@ from app.forecast import Measured, Work
 from app.lifecycle import claims
 from app.tables import Worker
 from tests.app.conftest import Api
+from tests.flow.stack import wait_for
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE = timedelta(minutes=5)
@@ -85,7 +86,9 @@ def test_a_queued_job_tells_its_place_and_no_time_that_nobody_measured(
     ]
     with database.transaction() as session:
         session.execute(text("UPDATE jobs SET priority = 1 WHERE id = :id"), {"id": ids[2]})
-    assert client.fine_tuning.jobs.retrieve(ids[2]).queue["position"] == 1  # type: ignore[attr-defined]
+    # A poll may be told what was counted half a second ago.
+    wait_for(lambda: queues(client)[ids[2]][0]["position"] == 1, "a new count")
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(ids[2]).queue["position"] == 1, "its poll")  # type: ignore[attr-defined]
     client.fine_tuning.jobs.pause(ids[0])
     assert queues(client)[ids[0]] == (None, None)
     assert queues(client)[ids[1]][0]["position"] == 2
