@@ -84,7 +84,7 @@ class Decoder:
 
     def _threads(self, rows: int) -> int:
         """What a layer of so many rows is worth."""
-        size = self._tokens.element_size()
+        size: int = self._tokens.element_size()
         return max(1, 2 * rows * self._widest // PRODUCT, self._widest * size // BYTES)
 
     def _read(self, tokens: torch.Tensor, timeline: Timeline) -> torch.Tensor:
