@@ -53,6 +53,33 @@ def prepare() -> None:
         raise Failure(str(error)) from None
 
 
+Home = Annotated[Path | None, typer.Option(help="Folder of all that is kept [$FINETUNED_HOME]")]
+
+
+@commands.command(rich_help_panel=SERVICE)
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new folder, on another disk if it can be")],
+    home: Home = None,
+) -> None:
+    """Copy all that is kept into a folder: database, files, checkpoints, models, keys; it may be up.
+
+    The folder holds secrets: keep it as you keep the home.
+    """
+    from app.terminal.safekeeping import backup as run
+
+    run(read_settings(home=home), folder)
+
+
+@commands.command(rich_help_panel=SERVICE)
+def restore(
+    folder: Annotated[Path, typer.Argument(help="What `finetuned backup` made")], home: Home = None
+) -> None:
+    """Make a new home of a backup; jobs that were running go on from their last checkpoint."""
+    from app.terminal.safekeeping import restore as run
+
+    run(read_settings(home=home), folder)
+
+
 for command in (
     submit.submit,
     jobs.jobs,

@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import alembic.command
 import alembic.config
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -110,10 +111,20 @@ class WorkerDatabase:
         self.engine.dispose()
 
 
-def migrate(settings: Settings) -> None:
-    """Bring the database to the newest schema; processes that start together wait for one another."""
+def _configuration() -> alembic.config.Config:
     configuration = alembic.config.Config()
     configuration.set_main_option("script_location", str(MIGRATIONS))
+    return configuration
+
+
+def revisions() -> list[str]:
+    """Every schema that this release knows, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_configuration()).walk_revisions()]
+
+
+def migrate(settings: Settings, to: str = "head") -> None:
+    """Bring the database to the newest schema; processes that start together wait for one another."""
+    configuration = _configuration()
     engine = create_engine(database_url(settings))
     try:
         with engine.connect() as connection:
@@ -121,7 +132,7 @@ def migrate(settings: Settings) -> None:
             connection.commit()
             try:
                 configuration.attributes["connection"] = connection
-                alembic.command.upgrade(configuration, "head")
+                alembic.command.upgrade(configuration, to)
             finally:
                 connection.rollback()
                 connection.execute(text(f"SELECT pg_advisory_unlock({MIGRATION_LOCK})"))

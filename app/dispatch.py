@@ -153,7 +153,7 @@ class Dispatcher:
         async with self.database.transaction() as session:
             await purge.expire_files(session)
             await purge.expire_uploads(session)
-            found = await purge.doomed(session)
+            found = await purge.doomed(session) if await purge.may_remove(session) else []
         for doomed in found:
             try:
                 await _in(self._remover, purge.remove, self.store, doomed)
@@ -191,6 +191,8 @@ class Dispatcher:
         await self._retire()
         for part in await _in(self._remover, litter.parts, self.store):
             async with self.database.transaction() as session:
+                if not await purge.may_remove(session):
+                    return
                 known = await run(session, litter.known, part)
             gone = await _in(self._remover, litter.remove, self.store, part, known)
             if gone:

@@ -6,7 +6,7 @@ Killed anywhere in between it finds the rest the next time: a row with `deleted_
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.lifecycle.claims import ENDED
@@ -15,6 +15,8 @@ from app.tables import Checkpoint, File, Job, Model, Worker, now
 from app.uploads.rows import Upload, UploadPart
 
 BATCH = 100
+# Held by a backup for as long as it takes (app.backup.snapshot), shared by whoever removes bytes.
+REMOVAL_LOCK = 0x66740003
 Deletable = type[File] | type[Checkpoint] | type[Model] | type[Upload]
 DELETABLE: tuple[Deletable, ...] = (File, Checkpoint, Model, Upload)
 WORKERS_FORGOTTEN_AFTER = timedelta(days=1)
@@ -51,6 +53,12 @@ async def expire_uploads(session: AsyncSession) -> None:
         .values(status="expired", deleted_at=now)
         .execution_options(synchronize_session=False)
     )
+
+
+async def may_remove(session: AsyncSession) -> bool:
+    """Whether bytes may be removed: not while a backup copies what its moment of the database speaks of."""
+    lock = select(func.pg_try_advisory_xact_lock_shared(REMOVAL_LOCK))
+    return bool((await session.execute(lock)).scalar_one())
 
 
 async def doomed(session: AsyncSession) -> list[Doomed]:
