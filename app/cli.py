@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from app.terminal import files, jobs, screen, submit, watch
+from app.terminal import (
+    chat,
+    compare,
+    doctor,
+    download,
+    files,
+    generate,
+    jobs,
+    keys,
+    models,
+    screen,
+    submit,
+    watch,
+)
 from app.terminal.connection import read_settings
 from app.terminal.outcome import Exit, Failure
 
@@ -18,7 +31,7 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks print the values of locals, keys and passwords included
     help="Fine-tune GPT-2-style models on your own GPU behind the OpenAI API.",
 )
-SERVICE, TRAINING, THINGS = "The service", "Training", "Files, models, keys"
+SERVICE, TRAINING, RESULT, THINGS = "The service", "Training", "What came of it", "Files, models, keys"
 
 
 @commands.command(rich_help_panel=SERVICE)
@@ -91,7 +104,11 @@ for command in (
     jobs.resume,
 ):
     commands.command(rich_help_panel=TRAINING)(command)
-commands.add_typer(files.group, name="files", rich_help_panel=THINGS)
+for command in (compare.compare, compare.diagnose, download.download, generate.generate, chat.chat):
+    commands.command(rich_help_panel=RESULT)(command)
+for name, group in (("files", files.group), ("models", models.group), ("keys", keys.group)):
+    commands.add_typer(group, name=name, rich_help_panel=THINGS)
+commands.command(rich_help_panel=SERVICE)(doctor.doctor)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ class Api:
 
     def __init__(self, url: str, key: str | None, *, timeout: httpx2.Timeout = PATIENCE) -> None:
         self.url = url
+        self.date: str | None = None  # by the service's clock, when it was last asked how it is
         self._reached = False
         self._http = httpx2.Client(
             base_url=url,
@@ -110,17 +111,39 @@ class Api:
                 return
             after = page["data"][-1]["id"]
 
+    def ready(self) -> JsonObject:
+        """What the service says of itself, be it that it cannot do anything. Raises Unreachable."""
+        try:
+            response = self._http.get("/readyz")
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            raise self.lost(error) from None
+        self.date = response.headers.get("date")
+        return _json(response)
+
     @contextmanager
-    def stream(self, method: str, where: str, **options: Any) -> Iterator[httpx2.Response]:
-        """An answer whose body is read bit by bit. Tried once; what httpx2 raises is left to the caller,
-        who knows how to go on. Raises Refused."""
+    def stream(
+        self, method: str, where: str, *, patient: bool = False, **options: Any
+    ) -> Iterator[httpx2.Response]:
+        """An answer whose body is read bit by bit. What httpx2 raises is left to the caller, who knows how to
+        go on. `patient`: a service that is busy is asked again, before there is any answer. Raises Refused.
+        """
         timeout = httpx2.Timeout(STREAM_SILENCE, connect=5.0)
-        with self._http.stream(method, where, timeout=timeout, **options) as response:
-            self._reached = True
-            if response.is_error:
+        wait = FIRST_WAIT
+        for tried in range(TRIES if patient else 1):
+            if tried:
+                time.sleep(wait)
+                wait *= 2
+            with self._http.stream(method, where, timeout=timeout, **options) as response:
+                self._reached = True
+                if response.is_success:
+                    yield response
+                    return
                 response.read()
-                raise _refusal(response, self.url)
-            yield response
+                refusal = _refusal(response, self.url)
+                wait = max(wait, _asked_wait(response))
+                if not _may_try_again(response, repeatable=True):
+                    break
+        raise refusal
 
     def lost(self, error: Exception) -> Unreachable:
         """What to tell when the line is gone for good."""

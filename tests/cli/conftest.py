@@ -85,7 +85,7 @@ class Terminal:
         deadline = time.monotonic() + DEADLINE
         while what not in self.text:
             assert time.monotonic() < deadline, f"{what!r} was never written:\n{self.text}"
-            assert self._read(), f"{what!r} was not written before the end:\n{self.text}"
+            assert self.read(), f"{what!r} was not written before the end:\n{self.text}"
 
     def send(self, keys: str) -> None:
         os.write(self._line, keys.encode())
@@ -93,13 +93,13 @@ class Terminal:
     def end(self) -> int:
         """Its exit code, once it has ended."""
         deadline = time.monotonic() + DEADLINE
-        while self._read():
+        while self.read():
             assert time.monotonic() < deadline, f"it does not end:\n{self.text}"
         _, status = os.waitpid(self._child, 0)
         self._child = 0
         return os.waitstatus_to_exitcode(status)
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
         """Takes what has been written; False once the other side is closed."""
         if not select.select([self._line], [], [], 0.2)[0]:
             return True

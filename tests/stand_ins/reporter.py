@@ -1,6 +1,8 @@
 """A worker that reports what it is told to, without a trainer: its rows are written by the real code."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
 
 from app.database import WorkerDatabase
 from app.folder import Folder
@@ -49,13 +51,14 @@ class Reporter:
         with self.database.transaction() as session:
             assert claims.fail(session, self.held, claims.JobError("bad", "It went wrong.", "model"))
 
-    def succeed(self) -> None:
-        """With a model that is one small file."""
+    def succeed(self, files: Mapping[str, bytes] = MappingProxyType({"config.json": b"{}"})) -> None:
+        """With a model of these files."""
         store = Folder(self.settings.storage_folder)
         key = f"models/{self.job_id}-e{self.held.epoch}"
         folder = store.path(key)
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
         manifest.seal(folder)
         model = Published(key, store.read_manifest(key), 2)
         with self.database.transaction() as session:

@@ -1,0 +1,238 @@
+"""Files, models and keys; curves; text that a terminal must not obey; the doctor where something is wrong."""
+
+import json
+import os
+import re
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from openai import OpenAI
+
+from app.database import WorkerDatabase
+from app.terminal import plot, screen
+from app.terminal.checkup.verdict import Verdict, heard
+from tests.app.conftest import Api
+from tests.cli.conftest import Run
+from tests.stand_ins.reporter import Reporter
+
+
+def test_files_are_sent_listed_and_deleted(run: Run, rows: Path, tmp_path: Path) -> None:
+    sent = run("files", "upload", str(rows))
+    assert re.fullmatch(r"file-\w+: rows.jsonl, 2 rows of shape text\.\n", sent.out), sent
+    file_id = sent.out.partition(":")[0]
+    assert json.loads(run("files", "upload", str(rows), "--json").out)["id"] == file_id
+    assert "rows.jsonl" in run("files", "list").out
+    assert json.loads(run("files", "list", "--json").out)["data"][0]["id"] == file_id
+    table = tmp_path / "reviews.csv"
+    table.write_text("question,answer\nWhy?,Because.\n")
+    named = ("--columns", "prompt=question", "--columns", "completion=answer")
+    made = json.loads(run("files", "upload", str(table), *named, "--json").out)
+    assert (made["shape"], made["columns"]) == (
+        "prompt_completion",
+        {"prompt": "question", "completion": "answer"},
+    )
+    assert run("files", "upload", str(table)).code == 1, "the same bytes with other columns are another file"
+    assert run("files", "delete", file_id[:14]).out == f"{file_id} is deleted.\n"
+    assert run("files", "delete", file_id).code == 1
+    missing = run("files", "upload", str(tmp_path / "none"))
+    assert (missing.code, "No such file" in missing.err) == (1, True)
+    assert run("files", "check", "none.jsonl").code == 2
+
+
+def test_models_are_listed_and_only_ones_own_deleted(run: Run, api: Api, client: OpenAI, rows: Path) -> None:
+    file = client.files.create(file=rows, purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="tiny-gpt2", training_file=file.id)
+    database = WorkerDatabase(api.settings)
+    reporter = Reporter(api.settings, database, job.id)
+    reporter.prepare()
+    reporter.succeed()
+    database.close()
+    assert reporter.model_name in run("models", "list").out
+    assert [row["id"] for row in json.loads(run("models", "list", "--mine", "--json").out)["data"]] == [
+        reporter.model_name
+    ]
+    assert run("models", "delete", "tiny-gpt2").code == 1
+    assert run("models", "delete", job.id).out == f"{reporter.model_name} is deleted.\n"
+    assert json.loads(run("models", "list", "--mine", "--json").out)["data"] == []
+
+
+def test_a_key_is_made_used_and_revoked_and_shown_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run("keys", "create", "laptop", "--owner", "ann", "--scope", "jobs:read", "--expires-in", "3")
+    key = tmp_path / "key"
+    key.write_text(made.out)
+    assert re.fullmatch(r"ft_\w{8}_.*\n", made.out)
+    key_id = made.out.split("_")[1]
+    assert run("jobs", "--key-file", str(key)).code == 0
+    short = run("files", "list", "--key-file", str(key))
+    assert (short.code, "files:read" in short.err) == (1, True)
+    listed = run("keys", "list")
+    assert key_id in listed.out
+    assert made.out.strip() not in listed.out
+    assert run("keys", "revoke", "last").code == 2
+    assert run("keys", "revoke", key_id).code == 0
+    assert run("jobs", "--key-file", str(key)).code == 1
+    assert key_id not in run("keys", "list").out
+    assert key_id in run("keys", "list", "--all").out
+    assert "admin" in run("keys", "create", "other", "--key-file", str(_stranger(run, tmp_path))).err
+
+
+def _stranger(run: Run, tmp_path: Path) -> Path:
+    path = tmp_path / "stranger"
+    path.write_text(run("keys", "create", "guest", "--owner", "guest").out)
+    return path
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(run: Run, rows: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "a\x1b]0;owned\x07\u202egpj.jsonl"
+    evil.write_bytes(rows.read_bytes())
+    assert run("files", "upload", str(evil)).code == 0
+    said = run("files", "list").out
+    assert "owned" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+    assert screen.plain("a\tb\nc\x9b1m\r") == "a\tb\nc\ufffd1m\ufffd"
+    screen.say("[red]x[/red] :smile:")
+
+
+def test_a_curve_goes_from_corner_to_corner() -> None:
+    rising = plot.Curve("up", [(0, 0), (5, 5), (10, 10)])
+    lines = [line.plain for line in plot.draw([rising], 40, 10)]
+    assert len(lines) == 10
+    dots = [line.split("│")[1] for line in lines if "│" in line]
+    assert dots[0].rstrip()[-1] > "\u2800"
+    assert len(dots[0].rstrip()) == len(dots[0])
+    assert dots[-1][0] > "\u2800"
+    assert dots[-1].rstrip() != dots[-1]
+    assert lines[0].strip().startswith("10")
+    assert (lines[-2].split("└")[1].split()[0], lines[-2].split()[-1]) == ("0", "10")
+    assert "up" in lines[-1]
+    letters = [
+        line.plain
+        for line in plot.draw([rising, plot.Curve("flat", [(0, 0), (10, 0)])], 40, 10, colours=False)
+    ]
+    assert any("a" in line for line in letters[:-2])
+    assert "b" in letters[-3]
+    assert "a = up" in letters[-1]
+
+
+def test_a_curve_without_numbers_or_room_is_not_drawn() -> None:
+    assert plot.draw([], 80, 20) == []
+    assert plot.draw([plot.Curve("none", [(1, float("nan"))])], 80, 20) == []
+    assert plot.draw([plot.Curve("one", [(1, 2)])], 80, 2) == []
+    assert len(plot.draw([plot.Curve("one", [(1, 2)])], 80, 10)) == 10
+    assert len(plot.draw([plot.Curve("huge", [(0, -1e300), (1, 1e300)])], 80, 10)) == 10
+
+
+def test_sizes_and_spans_are_short() -> None:
+    assert [screen.size(n) for n in (None, 0, 999, 1500, 123_456_789, 10**13)] == [
+        "-", "0 B", "999 B", "1.5 kB", "123 MB", "10.0 TB",
+    ]  # fmt: skip
+    assert [screen.span(n) for n in (None, -3, 59.4, 61, 3660, 90_000)] == [
+        "-", "0 s", "59 s", "1 min 01 s", "1 h 01 min", "1 d 1 h",
+    ]  # fmt: skip
+
+
+def doctor(run: Run, *arguments: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    done = run("doctor", "--json", *arguments)
+    found: dict[str, list[dict[str, str]]] = {}
+    for check in json.loads(done.out)["checks"]:
+        found.setdefault(check["about"], []).append(check)
+    return done.code, found
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading torch takes seconds, and is looked at where the whole service runs."""
+    place = "app.terminal.checkup.installation.find_spec"
+    monkeypatch.setattr(place, lambda name: None if name == "torch" else find_spec(name))
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_doctor_sees_servers_that_are_well_and_ill(
+    run: Run,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+    empty_database_url: str,
+    redis_url: str,
+) -> None:
+    assert api.settings.database_url is not None
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("DATABASE_URL", api.settings.database_url.get_secret_value())
+    _, found = doctor(run)
+    for about in ("postgres", "schema", "broker", "api", "key", "clock", "disk"):
+        assert {check["level"] for check in found[about]} <= {"ok", "warn"}, found[about]
+    assert found["workers"][0]["level"] == "warn"
+
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    code, found = doctor(run)
+    assert (code, found["schema"][0]["mend"]) == (1, "run `finetuned prepare`")
+    plain = empty_database_url.replace("+psycopg", "")
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text)")
+        connection.execute("INSERT INTO alembic_version VALUES ('0001')")
+        assert "wants" in doctor(run)[1]["schema"][0]["says"]
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        assert doctor(run)[1]["schema"][0]["mend"] == "upgrade finetuned here"
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secretword@127.0.0.1:9/x")
+    monkeypatch.setenv("REDIS_URL", "redis://:secretword@127.0.0.1:9/0")
+    done = run("doctor", "--json")
+    assert done.code == 1
+    assert "secretword" not in done.out + done.err
+    levels = {check["about"]: check["level"] for check in json.loads(done.out)["checks"]}
+    assert (levels["postgres"], levels["broker"]) == ("fail", "fail")
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_doctor_sees_a_broker_that_forgets(
+    run: Run, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            _, found = doctor(run)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert "set maxmemory-policy noeviction" in [check["mend"] for check in found["broker"]]
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_the_doctor_works_where_nothing_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FINETUNED_URL", "FINETUNED_API_KEY"):
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("FINETUNED_PORT", str(taken.getsockname()[1]))
+    assert [check["level"] for check in doctor(run, "--home", str(home))[1]["api"]] == ["note"]
+    home.mkdir(mode=0o755)
+    home.chmod(0o755)
+    (home / "key").write_text("ft_x")
+    os.chmod(home / "key", 0o644)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as taken:
+        monkeypatch.setenv("FINETUNED_PORT", str(taken.getsockname()[1]))
+        monkeypatch.setenv("FINETUNED_MIN_FREE_BYTES", str(2**60))
+        taken.close()
+        code, found = doctor(run, "--home", str(home))
+    assert code == 1
+    assert [check["level"] for check in found["home"]] == ["warn", "fail"]
+    assert found["disk"][0]["level"] == "fail"
+    said = run("doctor", "--home", str(home)).out
+    assert f"to mend it: chmod 700 '{home}'" in said
+    monkeypatch.setenv("FINETUNED_PORT", "many")
+    assert doctor(run)[1]["settings"][0]["level"] == "fail"
+
+
+def test_a_check_that_breaks_is_a_verdict() -> None:
+    def broken() -> "list[Verdict]":
+        raise OSError("no such thing")
+
+    [verdict] = heard("thing", lambda: iter(broken()))
+    assert (verdict.level, "no such thing" in verdict.says) == ("fail", True)
