@@ -22,6 +22,7 @@ from app.terminal import (
     screen,
     submit,
     watch,
+    workers,
 )
 from app.terminal.connection import read_settings
 from app.terminal.outcome import Exit, Failure
@@ -108,7 +109,8 @@ for command in (compare.compare, compare.diagnose, download.download, generate.g
     commands.command(rich_help_panel=RESULT)(command)
 for name, group in (("files", files.group), ("models", models.group), ("keys", keys.group)):
     commands.add_typer(group, name=name, rich_help_panel=THINGS)
-commands.command(rich_help_panel=SERVICE)(doctor.doctor)
+for command in (workers.workers, doctor.doctor):
+    commands.command(rich_help_panel=SERVICE)(command)
 
 
 def main() -> None:

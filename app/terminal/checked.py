@@ -46,10 +46,9 @@ def show_report(report: "JsonObject") -> None:
         about = "about " if finding["estimated"] else ""
         lines = ", ".join(f"{line:,}" for line in finding["lines"])
         more = ", …" if finding["count"] > len(finding["lines"]) else ""
-        head = Text(f"{finding['level']:<5} ", style=screen.STYLES.get(finding["level"], ""))
-        screen.say(
-            head + Text(f"{finding['code']}: {about}{finding['count']:,}, in lines {lines}{more}", "bold")
-        )
+        level = (f"{finding['level']:<5} ", screen.STYLES.get(finding["level"], ""))
+        what = f"{finding['code']}: {about}{finding['count']:,}, in lines {lines}{more}"
+        screen.say(Text.assemble(level, (what, "bold")))
         screen.say(f"      {finding['meaning']} {finding['action']}")
 
 
@@ -63,11 +62,11 @@ def show_preview(preview: "JsonObject") -> None:
     """Row by row; without colours what is learned stands in brackets."""
     colours = screen.console().color_system is not None and not screen.console().no_color
     key = (
-        Text("learned", LEARNED) + Text(" and ") + Text("only read", READ)
+        Text.assemble(("learned", LEARNED), " and ", ("only read", READ))
         if colours
         else Text("[learned] and only read")
     )
-    screen.say(Text("\nmax_length ") + Text(f"{preview['max_length']}; ") + key)
+    screen.say(Text.assemble(f"\nmax_length {preview['max_length']}; ", key))
     for row in preview["data"]:
         answers = [(name, row[name]) for name in ("preferred", "rejected") if name in row]
         for name, shown in answers or [("", row)]:

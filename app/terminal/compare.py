@@ -114,7 +114,7 @@ def diagnose(api: "Api", job_id: JobId, as_json: AsJson = False) -> None:
             else "There is nothing to judge yet."
         )
     for finding in found["findings"]:
-        screen.say(Text(f"{finding['code']}: ", "bold yellow") + Text(screen.plain(finding["says"])))
+        screen.say(Text.assemble((f"{finding['code']}: ", "bold yellow"), screen.plain(finding["says"])))
         for remedy in finding["remedies"]:
             screen.say(f"  {remedy['says']}")
             if remedy["hyperparameters"]:

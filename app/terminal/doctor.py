@@ -93,6 +93,6 @@ def _failed(about: str, sentence: str) -> "Iterator[Verdict]":
 
 def _show(verdict: "Verdict") -> None:
     word, style = SIGNS[verdict.level]
-    screen.say(Text(word, style) + Text(f"  {verdict.about}: {screen.plain(verdict.says)}"))
+    screen.say(Text.assemble((word, style), f"  {verdict.about}: {screen.plain(verdict.says)}"))
     if verdict.mend:
         screen.say(f"      to mend it: {verdict.mend}", "cyan")

@@ -127,6 +127,8 @@ def job(api: "Api", job_id: JobId, as_json: AsJson = False) -> None:
             ("result", found["fine_tuned_model"]),
             ("progress", progress(found) or None),
             ("phase", found["progress"]["phase"]),
+            ("priority", None if found["priority"] == "normal" else found["priority"]),
+            ("requires", " ".join(found["requires"]["labels"] or []) or None),
             ("attempt", f"{found['attempt']} of {found['max_attempts']}" if found["attempt"] else None),
             ("worker", found["worker"]),
             ("training file", found["training_file"]),
@@ -194,9 +196,8 @@ def _show_checkpoints(api: "Api", job_id: str) -> None:
 
 def event_line(row: "JsonObject") -> Text:
     moment = datetime.fromtimestamp(row["created_at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    return Text(f"{moment}  ", style="dim") + Text(
-        screen.plain(row["message"]), screen.STYLES.get(row["level"], "")
-    )
+    style = screen.STYLES.get(row["level"], "")
+    return Text.assemble((f"{moment}  ", "dim"), (screen.plain(row["message"]), style))
 
 
 @connected

@@ -48,7 +48,7 @@ def draw(curves: Sequence[Curve], width: int, height: int, *, colours: bool = Tr
     lines = []
     for row in range(down):
         label = {0: labels[0], (down - 1) // 2: labels[1], down - 1: labels[2]}.get(row, "")
-        lines.append(Text(f"{label:>{margin}} │", style="dim") + grid.line(row))
+        lines.append(Text.assemble((f"{label:>{margin}} │", "dim"), grid.line(row)))
     first, last = f"{left:,.0f}", f"{right:,.0f}"
     axis = f"{'':>{margin}} └{first} {'─' * max(0, across - len(first) - len(last) - 2)} {last}"
     lines.append(Text(axis, style="dim"))

@@ -16,7 +16,7 @@ LONGEST = 1_000_000  # bytes of a recipe file
 # Fields of a request to train; a file that has none of them holds hyperparameters alone.
 BODY = {
     "model", "training_file", "validation_file", "suffix", "seed", "metadata", "refuse_on", "method",
-    "hyperparameters", "from_checkpoint", "integrations",
+    "hyperparameters", "from_checkpoint", "integrations", "priority", "requires",
 }  # fmt: skip
 SURE_SIGNS = BODY - {"seed"}  # a hyperparameter too
 # Fields that say one thing in two ways: a change of one takes the other away.
@@ -129,6 +129,10 @@ def like(api: Api, job_id: str) -> JsonObject:
         for name in ("model", "training_file", "validation_file", "suffix", "metadata", "seed")
     }
     body = {name: value for name, value in body.items() if value is not None}
+    if found["priority"] != "normal":
+        body["priority"] = found["priority"]
+    if labels := found["requires"]["labels"]:  # its memory may have been reckoned, and is reckoned anew
+        body["requires"] = {"labels": labels}
     return body | {"method": {"type": found["method"]["type"]}, "hyperparameters": asked}
 
 

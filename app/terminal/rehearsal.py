@@ -38,7 +38,7 @@ def show(found: "JsonObject") -> None:
         )
     for told in found["warnings"]:
         style = "red" if told["level"] == "error" else "yellow"
-        screen.say(Text(f"\n{told['level']}: ", style) + Text(screen.plain(told["message"])))
+        screen.say(Text.assemble((f"\n{told['level']}: ", style), screen.plain(told["message"])))
     screen.note("\nNo job was made; leave --dry-run out to make it.")
 
 

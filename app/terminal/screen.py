@@ -90,7 +90,7 @@ def facts(pairs: Sequence[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         text = value if isinstance(value, Text) else Text(plain(value))
-        say(Text(f"{name:<{width}}  ", style="dim") + text)
+        say(Text.assemble((f"{name:<{width}}  ", "dim"), text))
 
 
 def status(word: str) -> Text:

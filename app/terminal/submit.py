@@ -67,6 +67,13 @@ def submit(
         str | None,
         typer.Option(metavar="JOB:STEP", help="Begin with this checkpoint's weights", rich_help_panel=SOURCE),
     ] = None,
+    priority: Annotated[str | None, typer.Option(help="high, normal or low")] = None,
+    require_label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Only a worker with this; may be repeated")
+    ] = None,
+    require_memory: Annotated[
+        int | None, typer.Option(min=1, metavar="BYTES", help="Only a device with so much memory")
+    ] = None,
     assign: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,6 +133,8 @@ def submit(
         "method": {"type": method} if method else None,
         "refuse_on": refuse_on,
         "from_checkpoint": from_checkpoint,
+        "priority": priority,
+        "requires": _requires(body.get("requires"), require_label, require_memory),
         "metadata": {**(body.get("metadata") or {}), **pairs} or None,
     }
     body |= {field: value for field, value in given.items() if value is not None}
@@ -145,6 +154,11 @@ def submit(
     if body.get("training_file") is None:
         raise usage("Name a file to train on: finetuned submit FILE, or --like with a job that had one.")
     _make(api, body, dry_run, watch, as_json)
+
+
+def _requires(said: "JsonObject | None", labels: list[str] | None, memory: int | None) -> "JsonObject | None":
+    given = {"labels": labels, "memory_bytes": memory}
+    return {**(said or {}), **{name: value for name, value in given.items() if value is not None}} or None
 
 
 def _file(api: "Api", said: str, columns: list[str], *, quiet: bool) -> str:

@@ -223,7 +223,7 @@ class _Picture(_Tell):
         )
         job = course.job
         state = Text("away, asking again", "red") if course.lost else screen.status(job["status"])
-        yield Text(f"{job['id']}  {screen.plain(job['model'])}  ") + state
+        yield Text.assemble(f"{job['id']}  {screen.plain(job['model'])}  ", state)
         if job["status"] == "queued":
             yield Text(progress(job), "dim")
         if course.total:

@@ -8,6 +8,8 @@ import pytest
 from openai import OpenAI
 
 from app.database import WorkerDatabase
+from app.job_request import JobRequest
+from app.terminal.recipe import BODY
 from tests.app.conftest import Api
 from tests.cli.conftest import Run
 from tests.stand_ins.reporter import Reporter
@@ -55,6 +57,20 @@ def test_flags_and_set_are_hyperparameters_by_their_own_name(run: Run, rows: Pat
         }
         == made["recipe"]
     )
+
+
+def test_a_recipe_file_may_hold_every_field_of_a_request() -> None:
+    assert set(JobRequest.model_fields) - {"dry_run"} == BODY
+
+
+def test_a_job_asks_for_its_turn_and_its_worker(run: Run, rows: Path) -> None:
+    made = make(run, rows, "--priority", "low", "--require-label", "h100", "--require-memory", "1000")
+    assert made["priority"] == "low"
+    assert made["requires"] == {"labels": ["h100"], "memory_bytes": 1000}
+    again = json.loads(run("submit", "--like", made["id"], "--json").out)
+    assert (again["priority"], again["requires"]["labels"]) == ("low", ["h100"])
+    assert json.loads(run("workers", "--json").out)["object"] == "list"
+    assert "No workers" in run("workers").err
 
 
 def test_a_wrong_hyperparameter_is_named_with_what_to_do(run: Run, rows: Path) -> None:
