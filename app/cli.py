@@ -22,6 +22,7 @@ from app.terminal import (
     screen,
     submit,
     watch,
+    webhooks,
     workers,
 )
 from app.terminal.connection import read_settings
@@ -32,7 +33,12 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks print the values of locals, keys and passwords included
     help="Fine-tune GPT-2-style models on your own GPU behind the OpenAI API.",
 )
-SERVICE, TRAINING, RESULT, THINGS = "The service", "Training", "What came of it", "Files, models, keys"
+SERVICE, TRAINING, RESULT, THINGS = (
+    "The service",
+    "Training",
+    "What came of it",
+    "Files, models, keys, webhooks",
+)
 
 
 @commands.command(rich_help_panel=SERVICE)
@@ -107,7 +113,12 @@ for command in (
     commands.command(rich_help_panel=TRAINING)(command)
 for command in (compare.compare, compare.diagnose, download.download, generate.generate, chat.chat):
     commands.command(rich_help_panel=RESULT)(command)
-for name, group in (("files", files.group), ("models", models.group), ("keys", keys.group)):
+for name, group in (
+    ("files", files.group),
+    ("models", models.group),
+    ("keys", keys.group),
+    ("webhooks", webhooks.group),
+):
     commands.add_typer(group, name=name, rich_help_panel=THINGS)
 for command in (workers.workers, doctor.doctor):
     commands.command(rich_help_panel=SERVICE)(command)
@@ -120,6 +131,9 @@ def main() -> None:
     except Failure as failure:
         screen.complain(failure.sentence)
         sys.exit(failure.code)
+    except UnicodeError:
+        screen.complain("What was typed or piped is not UTF-8.")
+        sys.exit(Exit.FAILED)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
 

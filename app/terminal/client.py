@@ -45,8 +45,10 @@ def on_loopback(url: str) -> bool:
 class Api:
     """One service and one key. `url` is its address without `/v1`."""
 
-    def __init__(self, url: str, key: str | None, *, timeout: httpx2.Timeout = PATIENCE) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, key: str | None, *, timeout: httpx2.Timeout = PATIENCE, tries: int = TRIES
+    ) -> None:
+        self.url, self._tries = url, tries
         self.date: str | None = None  # by the service's clock, when it was last asked how it is
         self._reached = False
         self._http = httpx2.Client(
@@ -129,7 +131,7 @@ class Api:
         """
         timeout = httpx2.Timeout(STREAM_SILENCE, connect=5.0)
         wait = FIRST_WAIT
-        for tried in range(TRIES if patient else 1):
+        for tried in range(self._tries if patient else 1):
             if tried:
                 time.sleep(wait)
                 wait *= 2
@@ -156,21 +158,21 @@ class Api:
     def _send(self, method: str, where: str, *, repeatable: bool, **options: Any) -> httpx2.Response:
         wait = FIRST_WAIT
         headers = options.pop("headers", {})
-        for tried in range(TRIES):
+        for tried in range(self._tries):
             if tried:
                 headers = {**headers, "x-stainless-retry-count": str(tried)}
             try:
                 response = self._http.request(method, where, headers=headers, **options)
             except (httpx2.TransportError, httpx2.InvalidURL) as error:
                 # A service that was never there is not waited for.
-                again = repeatable and self._reached and tried < TRIES - 1
+                again = repeatable and self._reached and tried < self._tries - 1
                 if not again:
                     raise self.lost(error) from None
             else:
                 self._reached = True
                 if response.is_success:
                     return response
-                again = _may_try_again(response, repeatable) and tried < TRIES - 1
+                again = _may_try_again(response, repeatable) and tried < self._tries - 1
                 if not again:
                     raise _refusal(response, self.url)
                 wait = max(wait, _asked_wait(response))

@@ -67,10 +67,16 @@ def connect(url: str | None, key_file: Path | None, home: Path | None, **options
     settings = read_settings(home=home)
     address = url or settings.url or _local_address(settings)
     address = address.rstrip("/").removesuffix("/v1")
-    if not address.startswith(("http://", "https://")):
-        raise usage(f"--url: {address!r} is no address; it begins with http:// or https://.")
-    given = None if settings.api_key is None else settings.api_key.get_secret_value()
-    key = given if key_file is None else _read_key(key_file)
+    if not address.startswith(("http://", "https://")) or "@" in address:
+        raise usage(f"--url: {address!r} is no address like http://host:8000; a key goes into a file.")
+    if key_file is not None:
+        key: str | None = _read_key(key_file)
+    else:
+        key = (
+            None
+            if settings.api_key is None
+            else _word(settings.api_key.get_secret_value(), "FINETUNED_API_KEY")
+        )
     # The key of this machine's own service is for this machine alone.
     if not key and on_loopback(address) and settings.key_file.exists():
         key = _read_key(settings.key_file)
@@ -107,6 +113,11 @@ def _read_key(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no text"
         raise Failure(f"--key-file: {file} cannot be read ({why}).") from None
-    if not key or not key.isascii() or any(character.isspace() for character in key):
-        raise Failure(f"--key-file: {file} holds no API key; it is one word.")
+    return _word(key, f"--key-file: {file}")
+
+
+def _word(key: str, where: str) -> str:
+    """What could not be sent would be shown by the error of whoever tried. Raises Failure."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise Failure(f"{where} holds no API key; it is one word.")
     return key

@@ -1,6 +1,8 @@
 """Files: the list, upload, what training will make of one, delete."""
 
+import errno
 import hashlib
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -131,6 +133,40 @@ def check_file(
             checked.show_preview(preview)
     if any(finding["level"] == "error" for finding in report["findings"]):
         raise typer.Exit(Exit.FAILED)
+
+
+@group.command("get")
+@connected
+def get_file(
+    api: "Api",
+    file: FileId,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; by default the standard output")
+    ] = None,
+) -> None:
+    """Write a file's bytes: what was uploaded, or the results of a job."""
+    import sys
+
+    import httpx2
+
+    known = ids.file(api, file)
+    try:
+        # Beside it first: a file that is there is whole.
+        part = None if out is None else out.with_name(f"{out.name}.partial")
+        with (
+            api.stream("GET", f"/v1/files/{known}/content", patient=True, follow_redirects=True) as response,
+            nullcontext(sys.stdout.buffer) if part is None else part.open("wb") as target,
+        ):
+            for block in response.iter_bytes():
+                target.write(block)
+        if part is not None and out is not None:
+            part.replace(out)
+    except httpx2.TransportError as error:
+        raise api.lost(error) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise Failure(f"{error.filename or out}: {error.strerror}.") from None
 
 
 @group.command("delete")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from app.terminal.outcome import Refused
+from app.terminal.outcome import Failure, Refused, Unreachable
 
 if TYPE_CHECKING:
     from app.terminal.client import Api, JsonObject
@@ -34,6 +34,7 @@ def follow(api: "Api", job_id: str, after: str = "") -> Iterator[Message]:
     """Everything beyond `after`; ends after the job's last message. Raises Refused, Unreachable."""
     cursor, wait, last_heard = after, FIRST_WAIT, time.monotonic()
     while True:
+        heard = False
         try:
             headers = {"last-event-id": cursor} if cursor else {}
             with api.stream(
@@ -41,20 +42,21 @@ def follow(api: "Api", job_id: str, after: str = "") -> Iterator[Message]:
             ) as response:
                 if response.status_code == 204:
                     return
-                last_heard, wait = time.monotonic(), FIRST_WAIT
                 for message_id, message in _read(response):
-                    cursor, last_heard = message_id or cursor, time.monotonic()
+                    cursor, last_heard, heard = message_id or cursor, time.monotonic(), True
                     yield message
-        except Refused as refusal:
-            if refusal.status not in BUSY:
+            # Ended by the service, after an hour or at its stop: asked anew, told where we are.
+            problem: Failure = Unreachable(f"{api.url} ends the stream without a word: try again.")
+        except (Refused, Unreachable) as refusal:  # a proxy answers in its own way while the service is away
+            if isinstance(refusal, Refused) and refusal.status not in BUSY:
                 raise
-            error: Exception = refusal
+            problem = refusal
         except httpx2.TransportError as broken:
-            error = broken
-        else:
-            continue  # ended by the service, after an hour or at its stop: asked anew, told where we are
+            problem = api.lost(broken)
+        if heard:
+            wait = FIRST_WAIT
         if time.monotonic() - last_heard > LONGEST_OUTAGE:
-            raise api.lost(error) if isinstance(error, httpx2.TransportError) else error
+            raise problem
         yield Message(lost=True)
         time.sleep(wait)
         wait = min(LONGEST_WAIT, 2 * wait)

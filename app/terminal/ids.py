@@ -28,12 +28,17 @@ def file(api: "Api", given: str) -> str:
     if re.fullmatch(r"file-[0-9a-f]{24}", given):
         return given
     ids = (row["id"] for row in api.pages("/v1/files", 1 if given == LAST else PAGE))
-    return _choose("file", given, ids, "file-", "finetuned files")
+    return _choose("file", given, ids, "file-", "finetuned files list")
 
 
 def key(api: "Api", given: str) -> str:
     ids = (row["id"] for row in api.pages("/v1/api_keys", PAGE) if row["revoked_at"] is None)
-    return _choose("key", given, ids, "", "finetuned keys")
+    return _choose("key", given, ids, "", "finetuned keys list")
+
+
+def webhook(api: "Api", given: str) -> str:
+    ids = (row["id"] for row in api.pages("/v1/webhook_endpoints", 100))
+    return _choose("webhook endpoint", given, ids, "we_", "finetuned webhooks list")
 
 
 def model(api: "Api", given: str) -> str:
@@ -48,7 +53,9 @@ def model(api: "Api", given: str) -> str:
         raise usage("The name of the model is empty.")
     rows = api.get("/v1/models")["data"]
     if given == LAST:
-        return _choose("model", given, (row["id"] for row in rows if "job" in row), "", "finetuned models")
+        return _choose(
+            "model", given, (row["id"] for row in rows if "job" in row), "", "finetuned models list"
+        )
     names = [row["id"] for row in rows]
     found_names = [given] if given in names else [name for name in names if name.startswith(given)]
     if len(found_names) > 1:
@@ -91,9 +98,9 @@ def _completing(find: "Callable[[Api], Iterable[tuple[str, str]]]") -> Iterator[
     from app.terminal.connection import connect
 
     try:
-        with connect(None, None, None, timeout=httpx2.Timeout(1.0)) as api:
+        with connect(None, None, None, timeout=httpx2.Timeout(1.0), tries=1) as api:
             yield from find(api)
-    except Failure:
+    except (Failure, KeyError, TypeError, httpx2.HTTPError):
         return
 
 

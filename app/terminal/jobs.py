@@ -228,7 +228,7 @@ def logs(
         show(row)
     if not follow:
         return
-    after = f"{newest[-1]['id'] if newest else ''}:{2**62}"  # events alone: no step lies beyond that one
+    after = f"{newest[-1]['id'] if newest else ''}:{10**17}"  # events alone: no step lies beyond that one
     for message in messages(api, known, after):
         if message.body is not None and message.body.get("object") == "fine_tuning.job.event":
             show(message.body)

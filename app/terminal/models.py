@@ -7,10 +7,14 @@ import typer
 from app.terminal import ids, screen
 from app.terminal.connection import connected
 from app.terminal.jobs import AsJson
+from app.terminal.outcome import Failure
 
 if TYPE_CHECKING:
     from app.terminal.client import Api
 
+Mine = Annotated[
+    str, typer.Argument(help="A tuned model's name, or a job's id", autocompletion=ids.complete_model)
+]
 group = typer.Typer(no_args_is_help=True, help="Models: yours, those you may use, base models.")
 
 
@@ -45,13 +49,49 @@ def list_models(
     )
 
 
+@group.command("share")
+@connected
+def share_model(
+    api: "Api",
+    model: Mine,
+    owners: Annotated[list[str], typer.Argument(help="By the names that their API keys carry")],
+    as_json: AsJson = False,
+) -> None:
+    """Permit other owners to generate with a model of yours, and to train from it."""
+    from app.terminal.client import path
+
+    where = path("fine_tuning", "checkpoints", ids.model(api, model), "permissions")
+    made = api.post(where, {"project_ids": owners}, repeatable=True)
+    if as_json:
+        screen.show_json(made)
+        return
+    screen.say(f"Permitted to {', '.join(row['project_id'] for row in made['data'])}.")
+
+
+@group.command("unshare")
+@connected
+def unshare_model(
+    api: "Api",
+    model: Mine,
+    owner: Annotated[str, typer.Argument(help="Whose permission ends")],
+    as_json: AsJson = False,
+) -> None:
+    """Take a permission back; what was queued with it goes on."""
+    from app.terminal.client import path
+
+    where = path("fine_tuning", "checkpoints", ids.model(api, model), "permissions")
+    found = api.get(where, project_id=owner)["data"]
+    if not found:
+        raise Failure(f"{owner!r} has no permission for it.")
+    gone = api.delete(f"{where}/{found[0]['id']}")
+    screen.show_json(gone) if as_json else screen.say(f"{owner} may not use it any more.")
+
+
 @group.command("delete")
 @connected
 def delete_model(
     api: "Api",
-    model: Annotated[
-        str, typer.Argument(help="A tuned model's name, or a job's id", autocompletion=ids.complete_model)
-    ],
+    model: Mine,
     as_json: AsJson = False,
 ) -> None:
     """Delete a tuned model; one that a job trains from is refused."""

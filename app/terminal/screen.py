@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 # All of C0 and C1 but line break and tab, and the marks that turn the direction of text: what others wrote
-# must not steer the terminal.
-UNSEEMLY = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# must not steer the terminal. Halves of surrogate pairs cannot be written at all.
+UNSEEMLY = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 PIPE_WIDTH = 1000  # columns where no terminal sets them: a table for a program is not cut
 STYLES = {
     "queued": "yellow",

@@ -9,7 +9,7 @@ import typer
 from app.terminal import ids, screen
 from app.terminal.connection import connected
 from app.terminal.jobs import AsJson, pair_of
-from app.terminal.outcome import Failure, Refused, usage
+from app.terminal.outcome import Refused, usage
 
 if TYPE_CHECKING:
     from app.terminal.client import Api, JsonObject
@@ -100,6 +100,7 @@ def submit(
     With --dry-run files that are no ids are uploaded all the same: only the service can count their tokens.
     """
     from app.terminal import recipe as recipes
+    from app.terminal.files import located
 
     if sum(source is not None for source in (recipe, card, like)) > 1:
         raise usage("--recipe, --card and --like: give one of them; --set changes single values.")
@@ -150,7 +151,7 @@ def submit(
     for field, said in files.items():
         said = said or body.get(field)
         if said is not None:
-            body[field] = _file(api, said, columns or [], quiet=as_json)
+            body[field] = located(api, said, columns or [], quiet=as_json)
     if body.get("training_file") is None:
         raise usage("Name a file to train on: finetuned submit FILE, or --like with a job that had one.")
     _make(api, body, dry_run, watch, as_json)
@@ -159,22 +160,6 @@ def submit(
 def _requires(said: "JsonObject | None", labels: list[str] | None, memory: int | None) -> "JsonObject | None":
     given = {"labels": labels, "memory_bytes": memory}
     return {**(said or {}), **{name: value for name, value in given.items() if value is not None}} or None
-
-
-def _file(api: "Api", said: str, columns: list[str], *, quiet: bool) -> str:
-    """The id of a file, uploaded where it is none. Raises Failure."""
-    from app.terminal.files import show_problems, upload
-
-    path = Path(said)
-    if not path.exists():
-        if said == ids.LAST or said.startswith("file-"):
-            return ids.file(api, said)
-        raise usage(f"{said}: there is no such file, and it is no id of one (file-…).")
-    made = upload(api, path, columns, quiet=quiet)
-    if made["status"] == "error":
-        show_problems(made)
-        raise Failure(f"{path} cannot be trained on: mend it and submit again. It is kept as {made['id']}.")
-    return str(made["id"])
 
 
 def _make(api: "Api", body: "JsonObject", dry_run: bool, watch: bool, as_json: bool) -> None:

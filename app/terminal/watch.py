@@ -15,7 +15,7 @@ from rich.text import Text
 from app.terminal import ids, plot, screen
 from app.terminal.connection import connected
 from app.terminal.jobs import ENDINGS, JobId, event_line, progress
-from app.terminal.outcome import Exit
+from app.terminal.outcome import Exit, Failure, Refused
 
 if TYPE_CHECKING:
     from app.terminal.client import Api, JsonObject
@@ -26,6 +26,7 @@ PLOT_HEIGHT, TALLEST_SHARE = 14, 0.6  # lines, and of the terminal's height
 SAY_EVERY = 10.0  # seconds between lines about steps where there is no terminal
 NEWS = 20  # events that are shown of what was before
 FRAMES_A_SECOND = 4
+BUSY = (429, 500, 502, 503, 504)
 
 
 @connected
@@ -62,7 +63,9 @@ def _follow_as_json(api: "Api", job_id: str) -> "JsonObject":
         if message.body is not None:
             screen.show_json(message.body, line=True)
             if (message.body.get("data") or {}).get("code") == "paused":
-                break
+                job = api.get(f"/v1/fine_tuning/jobs/{job_id}")
+                if job["status"] in ENDINGS:  # else it has been resumed by now
+                    return job
     return api.get(f"/v1/fine_tuning/jobs/{job_id}")
 
 
@@ -90,8 +93,14 @@ class Course:
         return self.job["status"] in ENDINGS
 
     def ask(self, *, at_once: bool = False) -> None:
+        """How the job is by now; left as it was where the service is away, which the stream sits out."""
         if at_once or time.monotonic() - self._asked > LOOK_AGAIN:
-            self.job, self._asked = self._api.get(self._where), time.monotonic()
+            self._asked = time.monotonic()
+            try:
+                self.job = self._api.get(self._where)
+            except Failure as failure:
+                if isinstance(failure, Refused) and failure.status not in BUSY:
+                    raise
 
     def add_step(self, row: "JsonObject") -> None:
         self.steps.append(row)
@@ -158,9 +167,7 @@ def _show(api: "Api", job_id: str) -> "JsonObject":
             _take(course, message.body, tell)
             if course.is_done():
                 break
-        course.lost = False
-        course.ask(at_once=True)
-    return course.job
+    return course.job if course.is_done() else api.get(f"/v1/fine_tuning/jobs/{job_id}")
 
 
 def _take(course: Course, body: "JsonObject | None", tell: "_Tell") -> None:

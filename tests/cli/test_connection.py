@@ -1,6 +1,7 @@
 """Where commands go and with whose key; what is said when nobody answers."""
 
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -52,6 +53,7 @@ def test_somebody_else_there_is_said(run: Run, stranger: tuple[str, list[str | N
 def test_an_address_may_end_in_v1_and_must_be_one(run: Run, api: Api) -> None:
     assert run("jobs", "--url", f"{api.url}/v1/").code == 0
     assert run("jobs", "--url", "localhost:8000").code == 2
+    assert run("jobs", "--url", "http://me:secret@127.0.0.1").code == 2
 
 
 def test_the_home_tells_address_and_key(run: Run, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,9 @@ def test_the_home_tells_address_and_key(run: Run, api: Api, monkeypatch: pytest.
     assert run("jobs", "--home", str(api.settings.home)).code == 0
 
 
-def test_a_key_comes_from_a_file_and_a_wrong_one_is_said_to_be(run: Run, api: Api, tmp_path: Path) -> None:
+def test_a_key_comes_from_a_file_and_a_wrong_one_is_said_to_be(
+    run: Run, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = tmp_path / "key"
     key.write_text(f"{api.stranger_key}\n")
     assert run("jobs", "--key-file", str(key)).code == 0
@@ -71,6 +75,9 @@ def test_a_key_comes_from_a_file_and_a_wrong_one_is_said_to_be(run: Run, api: Ap
     assert (wrong.code, "--key-file or FINETUNED_API_KEY" in wrong.err) == (1, True)
     key.write_text("two words")
     assert run("jobs", "--key-file", str(key)).code == 1
+    monkeypatch.setenv("FINETUNED_API_KEY", "secret\nword")
+    broken = run("jobs")
+    assert (broken.code, "secret" in broken.err) == (1, False)
     missing = run("jobs", "--key-file", str(tmp_path / "none"))
     assert (missing.code, "No such file" in missing.err) == (1, True)
 
@@ -98,3 +105,25 @@ def test_help_loads_nothing_that_is_slow() -> None:
     loaded = set(said.stdout.splitlines()[-1].split())
     assert "typer" in loaded
     assert not loaded & {"httpx2", "pydantic", "pydantic_settings", "sqlalchemy", "app.settings", "yaml"}
+
+
+def test_the_shell_completes_commands_and_ids(api: Api) -> None:
+    def completed(words: str, **environment: str) -> list[str]:
+        asked = {
+            "_FINETUNED_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+            "FINETUNED_URL": api.url,
+            "FINETUNED_API_KEY": api.key,
+            **environment,
+        }
+        said = subprocess.run(
+            [sys.executable, "-m", "app.cli"],
+            cwd=ROOT, env={**os.environ, **asked}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert said.stderr == ""
+        return said.stdout.split()
+
+    assert completed("finetuned dia") == ["diagnose"]
+    assert completed("finetuned generate tiny") == ["tiny-gpt2"]
+    assert completed("finetuned job ftjob-", FINETUNED_URL="http://127.0.0.1:9") == []

@@ -195,8 +195,9 @@ def test_a_job_is_paused_resumed_and_cancelled_and_its_log_tells_so(run: Run, ro
     assert ["Created" in told[0], "ancelled" in told[-1]] == [True, True]
     page = json.loads(run("logs", job_id, "--json", "--tail", "2").out)
     assert (len(page["data"]), page["has_more"]) == (2, True)
-    followed = run("logs", job_id, "--follow", "--json").out.splitlines()
-    assert [json.loads(line)["data"]["code"] for line in followed][-1] == "cancelled"
+    followed = run("logs", job_id, "--follow", "--json", "--tail", "2")
+    assert followed.code == 0, followed.err
+    assert [json.loads(line)["data"]["code"] for line in followed.out.splitlines()][-1] == "cancelled"
 
 
 def test_one_job_is_shown_with_recipe_history_and_checkpoints(run: Run, rows: Path, api: Api) -> None:

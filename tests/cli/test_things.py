@@ -26,6 +26,10 @@ def test_files_are_sent_listed_and_deleted(run: Run, rows: Path, tmp_path: Path)
     file_id = sent.out.partition(":")[0]
     assert json.loads(run("files", "upload", str(rows), "--json").out)["id"] == file_id
     assert "rows.jsonl" in run("files", "list").out
+    assert run("files", "get", file_id, "--out", str(tmp_path / "got")).code == 0
+    assert (tmp_path / "got").read_bytes() == rows.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    assert run("files", "get", file_id, "--out", str(tmp_path / "none/got")).code == 1
     assert json.loads(run("files", "list", "--json").out)["data"][0]["id"] == file_id
     table = tmp_path / "reviews.csv"
     table.write_text("question,answer\nWhy?,Because.\n")
@@ -55,6 +59,9 @@ def test_models_are_listed_and_only_ones_own_deleted(run: Run, api: Api, client:
     assert [row["id"] for row in json.loads(run("models", "list", "--mine", "--json").out)["data"]] == [
         reporter.model_name
     ]
+    assert run("models", "share", job.id, "ann", "bob").out == "Permitted to ann, bob.\n"
+    assert run("models", "unshare", reporter.model_name, "ann").code == 0
+    assert run("models", "unshare", reporter.model_name, "ann").code == 1
     assert run("models", "delete", "tiny-gpt2").code == 1
     assert run("models", "delete", job.id).out == f"{reporter.model_name} is deleted.\n"
     assert json.loads(run("models", "list", "--mine", "--json").out)["data"] == []
@@ -86,6 +93,17 @@ def _stranger(run: Run, tmp_path: Path) -> Path:
     path = tmp_path / "stranger"
     path.write_text(run("keys", "create", "guest", "--owner", "guest").out)
     return path
+
+
+def test_a_webhook_is_made_listed_and_deleted(run: Run) -> None:
+    made = run("webhooks", "create", "https://example.com/hook", "--event", "fine_tuning.job.failed")
+    assert re.fullmatch(r"whsec_\S+\n", made.out), made
+    [row] = json.loads(run("webhooks", "list", "--json").out)["data"]
+    assert row["event_types"] == ["fine_tuning.job.failed"]
+    assert "example.com/hook" in run("webhooks", "list").out
+    assert run("webhooks", "delete", "last").out == f"{row['id']} is deleted.\n"
+    refused = run("webhooks", "create", "http://127.0.0.1/")
+    assert (refused.code, refused.err.startswith("finetuned: url: ")) == (1, True)
 
 
 def test_what_others_wrote_does_not_steer_the_terminal(run: Run, rows: Path, tmp_path: Path) -> None:

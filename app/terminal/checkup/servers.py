@@ -29,6 +29,8 @@ def postgres(settings: Settings) -> Iterator[Verdict]:
         why = str(error).strip().splitlines()[-1]
         mend = "check DATABASE_URL and that the server runs" if given else START
         yield Verdict("postgres", "fail", f"does not answer ({why})", mend)
+    except psycopg.Error as error:  # other texts may hold a piece of the URL, and so of the password
+        yield Verdict("postgres", "fail", f"cannot be asked ({type(error).__name__})", "check DATABASE_URL")
 
 
 def _database(settings: Settings) -> str | None:
@@ -108,7 +110,12 @@ def broker(settings: Settings) -> Iterator[Verdict]:
         return
     url = f"unix://{folder}/valkey.sock" if given is None else given.get_secret_value()
     try:
-        with redis.Redis.from_url(url, socket_timeout=LIMIT, socket_connect_timeout=LIMIT) as client:
+        client = redis.Redis.from_url(url, socket_timeout=LIMIT, socket_connect_timeout=LIMIT)
+    except ValueError:
+        yield Verdict("broker", "fail", "REDIS_URL is no address", "write redis://:password@host:6379/0")
+        return
+    try:
+        with client:
             yield from _look_at_broker(client)
     except redis.RedisError as error:
         mend = "check REDIS_URL and that the server runs" if given else START
