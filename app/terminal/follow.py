@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LONGEST_OUTAGE = 600.0  # seconds without any answer after which following is given up
 FIRST_WAIT = 0.5  # seconds; doubled up to
 LONGEST_WAIT = 5.0
+ENDED = ":end"  # how the id of the last message of all ends
 BUSY = (429, 500, 502, 503, 504)
 
 
@@ -45,6 +46,8 @@ def follow(api: "Api", job_id: str, after: str = "") -> Iterator[Message]:
                 for message_id, message in _read(response):
                     cursor, last_heard, heard = message_id or cursor, time.monotonic(), True
                     yield message
+            if cursor.endswith(ENDED):
+                return
             # Ended by the service, after an hour or at its stop: asked anew, told where we are.
             problem: Failure = Unreachable(f"{api.url} ends the stream without a word: try again.")
         except (Refused, Unreachable) as refusal:  # a proxy answers in its own way while the service is away
