@@ -52,7 +52,7 @@ def doctor(url: Url = None, key_file: KeyFile = None, home: Home = None, as_json
 
 def _checks(url: str | None, key_file: Path | None, home: Path | None) -> "Iterator[tuple[str, Check]]":
     """In the order in which one thing needs the other."""
-    from app.terminal.checkup import installation, machine, servers, service
+    from app.terminal.checkup import api, installation, machine, servers
 
     yield "python", installation.python
     yield "packages", installation.packages
@@ -65,7 +65,7 @@ def _checks(url: str | None, key_file: Path | None, home: Path | None) -> "Itera
     yield "home", lambda: machine.home(settings)
     yield "disk", lambda: machine.disk(settings)
     yield "shared memory", machine.shared_memory
-    yield "clock", service.clock
+    yield "clock", api.clock
     yield "postgres", lambda: servers.postgres(settings)
     yield "broker", lambda: servers.broker(settings)
     yield "api", lambda: _service(settings, url, key_file, home)
@@ -74,15 +74,15 @@ def _checks(url: str | None, key_file: Path | None, home: Path | None) -> "Itera
 def _service(
     settings: "Settings", url: str | None, key_file: Path | None, home: Path | None
 ) -> "Iterator[Verdict]":
-    from app.terminal.checkup import service
+    from app.terminal.checkup import api
 
     try:
-        api = connect(url, key_file, home)
+        connection = connect(url, key_file, home)
     except Failure as failure:
         yield from _failed("api", failure.sentence)
         return
-    with api:
-        yield from service.api(api, settings, named=url is not None or settings.url is not None)
+    with connection:
+        yield from api.answers(connection, settings, named=url is not None or settings.url is not None)
 
 
 def _failed(about: str, sentence: str) -> "Iterator[Verdict]":

@@ -26,7 +26,7 @@ def clock() -> Iterator[Verdict]:
         yield Verdict("clock", "ok", f"{now:%Y-%m-%d %H:%M:%S} UTC")
 
 
-def api(api: "Api", settings: Settings, *, named: bool) -> Iterator[Verdict]:
+def answers(api: "Api", settings: Settings, *, named: bool) -> Iterator[Verdict]:
     """Whether it is there; what it says of itself; what it says to the key. `named`: somebody said where."""
     try:
         ready = api.ready()
