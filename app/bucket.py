@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,7 @@ RETRIES: Any = {
 }
 CLIENT: Any = {"connect_timeout": "3s", "timeout": "60s", "allow_http": True}
 QUICK: Any = {**CLIENT, "timeout": "2s", "connect_timeout": "2s"}
+ABANDONED_AFTER = 24 * 3600.0  # seconds; no upload takes so long
 PROBE = "probe"  # an object written at the start
 
 
@@ -64,6 +66,11 @@ class Bucket(Store):
             where["endpoint"] = endpoint.rstrip("/")
         below = prefix.strip("/") or None
         return S3Store(bucket, prefix=below, config=where, client_options=client, retry_config=retries)
+
+    @property
+    def incoming(self) -> Path:
+        """Where a file lies on this machine until it is sent."""
+        return self.root / "incoming"
 
     def probe(self, write: bool = True) -> None:
         if write:
@@ -217,6 +224,11 @@ class Bucket(Store):
 
     def sweep(self) -> None:
         self._copies.sweep()
+        # What a process left that was killed while it received a file.
+        for left in self.incoming.glob("*") if self.incoming.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > ABANDONED_AFTER:
+                    left.unlink()
 
     def refuse_low_space(self, least: int) -> None:
         """What is received lies on this machine until it is sent on."""
@@ -251,7 +263,7 @@ class _Sent(Upload):
     again when the store was away."""
 
     def __init__(self, bucket: Bucket, key: str) -> None:
-        super().__init__(bucket.root / "incoming" / secrets.token_hex(12))
+        super().__init__(bucket.incoming / secrets.token_hex(12))
         self._bucket, self._key = bucket, key
 
     def commit(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import threading
 from typing import Any
 
 import structlog
@@ -12,11 +13,11 @@ from app.database import WorkerDatabase
 from app.journal import configure_logs
 from app.queue import TRAIN, make_celery
 from app.settings import Settings
-from app.storage import open_store
-from worker import abilities, tasks
+from worker import abilities, leftovers, tasks
 from worker.launch import WarmTrainers
 from worker.presence import Presence
 from worker.runtime import Runtime
+from worker.start import usable_store
 
 log = structlog.get_logger()
 settings = Settings()
@@ -25,7 +26,7 @@ celery = make_celery(settings)
 runtime = Runtime(
     settings=settings,
     database=WorkerDatabase(settings),
-    store=open_store(settings),
+    store=usable_store(settings),
     trainers=WarmTrainers(),
     worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
     offer=abilities.offer(settings),
@@ -48,10 +49,20 @@ def train(job_id: str) -> None:
 presence = Presence(runtime)
 
 
+def _sweep() -> None:
+    while not runtime.draining.is_set():
+        try:
+            leftovers.sweep(runtime.database, runtime.store)
+        except Exception as error:  # it is tried again, and costs only room
+            log.warning("leftovers_not_removed", error=str(error))
+        runtime.draining.wait(leftovers.EVERY)
+
+
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _begin(**_: Any) -> None:
     runtime.trainers.prepare()
     presence.start()
+    threading.Thread(target=_sweep, name="sweep", daemon=True).start()
     log.info("worker_ready", worker=runtime.worker, slots=settings.worker_slots)
 
 

@@ -40,7 +40,7 @@ def attach(session: Session, store: Store, held: Claim, owner: str) -> None:
             upload.commit()
     except OSError as error:
         log.warning("results_not_written", job_id=held.job_id, error=str(error))
-        message = f"The result file could not be written: {error.strerror}. The metrics are all here."
+        message = f"The result file could not be written: {error.strerror or error} The metrics are all here."
         note(session, held.job_id, "warn", "results_not_written", message)
         return
     values = {

@@ -15,10 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.lifecycle import claims, turns
 from app.lifecycle.claims import Claim, JobError
 from app.model_folder import UnusableModel
+from app.storage import StoreAway
 from worker import order, outcome, publish, room, spread
+from worker.carrier import Carrier
 from worker.hub import HubUnreachable
 from worker.launch import FINISHED, STOPPED, Trainer
 from worker.outcome import Asked
+from worker.patience import patiently
 from worker.record import ClaimLost, Offline, Recorder
 from worker.runtime import Runtime
 from worker.training import events
@@ -75,6 +78,7 @@ class _Attempt:
         self.finished: events.Finished | None = None
         self.failed: events.Failed | None = None
         self.recorder = Recorder(runtime.database, self.settings, held)
+        self.carrier = Carrier(runtime.store, self.settings, held, self.recorder)
         self.order: order.Order
         self.inputs = ExitStack()  # holds what the trainer reads
 
@@ -89,8 +93,10 @@ class _Attempt:
             message = f"The worker failed: {type(error).__name__}: {error}"[:1000]
             self._retry(JobError("internal_error", message))
         finally:
+            self.carrier.close()
             self.recorder.close()
             self.inputs.close()
+            self.runtime.store.clear(order.out_key(self.held))
 
     def _train(self) -> None:
         try:
@@ -104,6 +110,8 @@ class _Attempt:
             self._fail(JobError("refused_finding", str(error), "training_file"))
         except room.NoRoom as error:
             self._fail(JobError("disk_full", str(error)))
+        except StoreAway as error:
+            self._retry(JobError("store_unavailable", str(error)))
         except UnusableModel as error:
             message = f"The model {self.order.line['base_name']!r} cannot be used: {error}"
             conclude = self._retry if isinstance(error, HubUnreachable) else self._fail
@@ -126,11 +134,16 @@ class _Attempt:
         """What the trainer is told, once all of it is on this machine; None when something else was asked for
         before that."""
         future: Future[tuple[dict[str, Any], ExitStack]] = Future()
+        given_up = threading.Event()
 
         def fetch() -> None:
             held = ExitStack()
             try:
-                line, corrupt = order.bring(self.order, self.runtime.store, self.settings, held)
+                line, corrupt = patiently(
+                    lambda: order.bring(self.order, self.runtime.store, self.settings, held),
+                    self.settings,
+                    given_up.is_set,
+                )
                 if corrupt:
                     with self.runtime.database.transaction() as session:
                         for checkpoint in corrupt:
@@ -144,6 +157,7 @@ class _Attempt:
         threading.Thread(target=fetch, name="fetch", daemon=True).start()
         while not future.done():
             if self._wish() is not None:
+                given_up.set()
                 future.add_done_callback(_let_go)
                 return None
             time.sleep(LOOK_EVERY)
@@ -231,6 +245,9 @@ class _Attempt:
                 self.failed = event
             case events.Ready():
                 return
+            case events.Saved():
+                self.carrier.take(event)
+                return
             case _:
                 pass
         self.recorder.add(event)
@@ -239,6 +256,7 @@ class _Attempt:
         log.info("attempt_ended", job_id=self.held.job_id, code=code, asked=self.asked)
         if self.asked is Asked.LOST:
             raise ClaimLost(self.held.job_id)
+        self.carrier.settle()
         if self.finished is not None and code == FINISHED:
             self._publish(self.finished)
             return
@@ -259,7 +277,11 @@ class _Attempt:
 
     def _publish(self, finished: events.Finished) -> None:
         try:
-            model = publish.adopt(self.runtime.store, self.held, finished)
+            model = patiently(
+                lambda: publish.adopt(self.runtime.store, self.held, finished),
+                self.settings,
+                lambda: self.recorder.lost,
+            )
         except (Damaged, OSError) as error:
             self._retry(JobError("publish_failed", f"The model could not be published: {error}"))
             return

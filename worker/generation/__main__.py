@@ -15,7 +15,8 @@ from app import model_folder
 from app.catalogue import locate
 from app.errors import InvalidRequest
 from app.settings import Settings
-from app.storage import Store, open_store
+from app.storage import Store
+from worker.start import usable_store
 
 # How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond: for prompts,
 # and for large models, whose layers run on several threads. Who never sleeps takes the API's processor.
@@ -76,7 +77,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.generator_url}: {error}")
 
-    store = open_store(settings)
+    store = usable_store(settings, write=False)
     app = create_app(
         partial(locate_checked, settings=settings, store=store),
         settings.generator_memory_bytes,
