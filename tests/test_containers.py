@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,17 @@ def compose() -> dict[str, Any]:
 def stages() -> dict[str, list[tuple[str, str]]]:
     """Stage → its instructions, those of the stage it builds on first."""
     return dict(read_stages((ROOT / "Dockerfile").read_text(encoding="utf-8")))
+
+
+def read_compose(file: str) -> dict[str, Any]:
+    """With compose's own `!override`: a list that takes another's place."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))  # type: ignore[arg-type]
+    found: dict[str, Any] = yaml.load((ROOT / file).read_text(encoding="utf-8"), Loader)  # noqa: S506
+    return found
 
 
 def read_stages(text: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -177,6 +189,43 @@ def test_the_generators_health_is_asked_for_where_it_listens(compose: dict[str, 
     assert urlsplit(address).hostname == "generator"
     generator = create_generator(lambda _: Path(), 1, 1)
     assert f"/{path}" in [route.path for route in generator.routes]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "deploy/compose/bucket.yml"])
+def test_nobody_writes_to_an_image_has_a_capability_or_takes_all_memory(file: str) -> None:
+    for name, service in read_compose(file)["services"].items():
+        if "image" not in service:  # it adds to what stands in the other file
+            continue
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert "privileged" not in service
+        if name in OURS:
+            assert any(mount.startswith("/tmp:") for mount in service["tmpfs"]), name
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "deploy/compose/bucket.yml"])
+def test_every_image_has_a_version_and_ours_has_this_one(file: str) -> None:
+    for service in read_compose(file)["services"].values():
+        name, _, tag = service.get("image", "x:1").rpartition(":")
+        assert tag not in ("", "latest")
+        if name.startswith("finetuned-"):
+            assert tag == version("finetuned")
+
+
+def test_a_bucket_is_given_by_settings_and_its_key_by_reference() -> None:
+    services = read_compose("deploy/compose/bucket.yml")["services"]
+    for name in OURS:
+        given = services[name]["environment"]
+        assert {"FINETUNED_STORE", "FINETUNED_STORE_KEY_ID"} <= set(given) <= known_variables()
+        assert "store" in services[name]["networks"]
+    for service in services.values():
+        words = " ".join([*service.get("command", []), *service.get("entrypoint", [])])
+        assert "SECRET" not in words
+        for name, value in service["environment"].items():
+            if any(word in name for word in ("SECRET", "PASSWORD", "KEY_ID", "MC_HOST")):
+                assert "${FINETUNED_STORE_" in value
 
 
 def test_the_api_is_published_to_this_machine_alone(compose: dict[str, Any]) -> None:
