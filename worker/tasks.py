@@ -3,10 +3,7 @@
 import contextlib
 import queue
 import signal
-import threading
 import time
-from concurrent.futures import Future
-from contextlib import ExitStack
 from typing import Any
 
 import structlog
@@ -19,6 +16,7 @@ from app.storage import StoreAway
 from worker import order, outcome, publish, room, spread
 from worker.carrier import Carrier
 from worker.hub import HubUnreachable
+from worker.inputs import Inputs
 from worker.launch import FINISHED, STOPPED, Trainer
 from worker.outcome import Asked
 from worker.patience import patiently
@@ -80,7 +78,7 @@ class _Attempt:
         self.recorder = Recorder(runtime.database, self.settings, held)
         self.carrier = Carrier(runtime.store, self.settings, held, self.recorder)
         self.order: order.Order
-        self.inputs = ExitStack()  # holds what the trainer reads
+        self.inputs = Inputs(runtime)
 
     def run(self) -> None:
         try:
@@ -133,36 +131,8 @@ class _Attempt:
     def _bring(self) -> dict[str, Any] | None:
         """What the trainer is told, once all of it is on this machine; None when something else was asked for
         before that."""
-        future: Future[tuple[dict[str, Any], ExitStack]] = Future()
-        given_up = threading.Event()
-
-        def fetch() -> None:
-            held = ExitStack()
-            try:
-                line, corrupt = patiently(
-                    lambda: order.bring(self.order, self.runtime.store, self.settings, held),
-                    self.settings,
-                    given_up.is_set,
-                )
-                if corrupt:
-                    with self.runtime.database.transaction() as session:
-                        for checkpoint in corrupt:
-                            checkpoint.tell(session)
-                future.set_result((line, held))
-            except BaseException as error:
-                held.close()
-                future.set_exception(error)
-
-        # Not a pool's thread: the interpreter would wait at its exit until gigabytes are downloaded.
-        threading.Thread(target=fetch, name="fetch", daemon=True).start()
-        while not future.done():
-            if self._wish() is not None:
-                given_up.set()
-                future.add_done_callback(_let_go)
-                return None
-            time.sleep(LOOK_EVERY)
-        line, self.inputs = future.result()
-        if line["revision"] is not None and self.order.revision is None:
+        line = self.inputs.bring(self.order, lambda: self._wish() is not None)
+        if line is not None and line["revision"] is not None and self.order.revision is None:
             # Told before the trainer can say anything: a later attempt believes the first that says so.
             message = f"The base model is the hub's commit {line['revision']}."
             self.recorder.add(events.Notice("info", "base_model", message, {"revision": line["revision"]}))
@@ -299,9 +269,3 @@ class _Attempt:
                 finished.trained_tokens,
             )
         )
-
-
-def _let_go(brought: Future[tuple[dict[str, Any], ExitStack]]) -> None:
-    """Of what came when nobody waited for it any more."""
-    if brought.exception() is None:
-        brought.result()[1].close()
