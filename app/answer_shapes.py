@@ -115,6 +115,9 @@ class Job(Shape):
     suffix: str | None
     hyperparameters: dict[str, Any] = Field(description="`auto` until it is resolved, then numbers")
     method: dict[str, Any]
+    owner: str
+    given: dict[str, Any] = Field(description="The hyperparameters of the request, as it said them")
+    refuse_on: list[str] | None
     recipe: dict[str, Any] = Field(description="All hyperparameters")
     error: JobFailure | None
     fine_tuned_model: str | None
@@ -128,12 +131,36 @@ class Job(Shape):
     worker: str | None
     cancel_requested: bool
     pause_requested: bool
+    loss_curve: list[tuple[int, float]] | None = Field(None, description="In lists that ask for `points`")
 
 
 class Jobs(Page):
     """Jobs."""
 
     data: list[Job]  # type: ignore[assignment]
+
+
+class Attempt(Shape):
+    """One claim of a job by one worker."""
+
+    object: Literal["fine_tuning.job.attempt"]
+    number: int = Field(description="Grows, and may leave numbers out")
+    worker: str
+    started_at: int
+    ended_at: int | None
+    reason: str | None = Field(description="Why it ended: `finished`, or a code as events have it")
+    exit_code: int | None
+    device: str | None
+    device_memory_bytes: int | None
+    tokens_per_second: float | None
+
+
+class Attempts(Shape):
+    """Attempts."""
+
+    object: Literal["list"]
+    data: list[Attempt]
+    has_more: bool
 
 
 class Event(Shape):
@@ -216,57 +243,6 @@ class Models(Shape):
 
     object: Literal["list"]
     data: list[Model]
-
-
-class Memory(Shape):
-    """Bytes on each device, by formula, and what there is."""
-
-    needed_bytes: int
-    weights_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    activations_bytes: int
-    device: str | None
-    available_bytes: int | None
-    fits: bool | None = Field(description="Null where the device's memory is not known")
-
-
-class Warned(Shape):
-    """Something to look at before the job is made; an `error` would make it fail."""
-
-    level: Literal["warn", "error"]
-    code: str
-    message: str
-    param: str | None
-
-
-class DryRun(Shape):
-    """What a job would do. Null: not known, never guessed."""
-
-    object: Literal["fine_tuning.job.dry_run"]
-    model: str
-    training_file: str
-    validation_file: str | None
-    hyperparameters: dict[str, Any]
-    recipe: dict[str, Any] | None = Field(description="Every `auto` resolved, by the trainer's own rules")
-    exact: bool | None = Field(
-        description="False: tokens are estimated, from a sample of a large file, or since rows are held out"
-    )
-    examples: int | None
-    validation_examples: int | None
-    total_tokens: int | None = Field(description="In one epoch, trained or not")
-    trained_tokens: int | None = Field(description="In one epoch")
-    steps_per_epoch: int | None
-    total_steps: int | None
-    counts: dict[str, int] | None
-    too_long_share: float | None = Field(description="Of the rows; split, truncated or dropped")
-    parameters: int | None
-    memory: Memory | None
-    estimated_seconds: int | None
-    estimated_basis: Literal["same_model", "scaled_by_flops"] | None
-    estimated_start: int | None
-    estimated_finish: int | None
-    warnings: list[Warned]
 
 
 class Completion(Shape):

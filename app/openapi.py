@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app import answer_shapes as shapes
+from app.dry_run_shape import DryRun
 
 JsonObject = dict[str, Any]
 BELOW_KEY = ("/v1", "/metrics")
@@ -22,13 +23,14 @@ ANSWERS: dict[str, tuple[type[BaseModel], ...]] = {
     "GET /v1/files": (shapes.Files,),
     "GET /v1/files/{file_id}": (shapes.File,),
     "DELETE /v1/files/{file_id}": (shapes.Deleted,),
-    f"POST {JOBS}": (shapes.Job, shapes.DryRun),
+    f"POST {JOBS}": (shapes.Job, DryRun),
     f"GET {JOBS}": (shapes.Jobs,),
     f"GET {JOBS}/{{job_id}}": (shapes.Job,),
     f"POST {JOBS}/{{job_id}}/cancel": (shapes.Job,),
     f"POST {JOBS}/{{job_id}}/pause": (shapes.Job,),
     f"POST {JOBS}/{{job_id}}/resume": (shapes.Job,),
     f"GET {JOBS}/{{job_id}}/events": (shapes.Events,),
+    f"GET {JOBS}/{{job_id}}/attempts": (shapes.Attempts,),
     f"GET {JOBS}/{{job_id}}/checkpoints": (shapes.Checkpoints,),
     f"GET {JOBS}/{{job_id}}/metrics": (shapes.Metrics,),
     "GET /v1/models": (shapes.Models,),

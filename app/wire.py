@@ -13,7 +13,7 @@ from app import priority
 from app.catalogue import Source
 from app.forecast import Place
 from app.permissions import CheckpointPermission
-from app.tables import Checkpoint, Event, File, Job, JsonObject, Metric, Model
+from app.tables import Attempt, Checkpoint, Event, File, Job, JsonObject, Metric, Model
 from app.webhooks.rows import WebhookDelivery, WebhookEndpoint
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
@@ -105,6 +105,9 @@ def job(row: Job, organization: str, place: Place | None = None) -> JsonObject:
         "metadata": row.job_metadata,
         "suffix": row.suffix,
         # Ours
+        "owner": row.owner,
+        "given": row.hyperparameters,
+        "refuse_on": row.refuse_on,
         "recipe": row.resolved or row.recipe,
         "priority": priority.name(row.priority),
         "requires": {"labels": row.labels, "memory_bytes": row.least_memory_bytes},
@@ -116,6 +119,21 @@ def job(row: Job, organization: str, place: Place | None = None) -> JsonObject:
         "worker": row.worker,
         "cancel_requested": row.cancel_requested_at is not None,
         "pause_requested": row.pause_requested_at is not None,
+    }
+
+
+def attempt(row: Attempt) -> JsonObject:
+    return {
+        "object": "fine_tuning.job.attempt",
+        "number": row.epoch,
+        "worker": row.worker,
+        "started_at": seconds(row.started_at),
+        "ended_at": seconds(row.ended_at),
+        "reason": row.reason,
+        "exit_code": row.exit_code,
+        "device": row.device,
+        "device_memory_bytes": row.device_memory_bytes,
+        "tokens_per_second": row.tokens_per_second,
     }
 
 

@@ -3,20 +3,20 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
-from sqlalchemy import Select, func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from app import dry_run, job_inputs, job_request, paging, priority, quota, reckoning, wire
+from app import dry_run, job_inputs, job_list, job_request, paging, priority, quota, reckoning, wire
 from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.database import run
 from app.dependencies import CurrentSettings, ForShowing, OpenSession, OpenStore, Shown
-from app.errors import InvalidRequest, NotAllowed
+from app.errors import NotAllowed
 from app.inspection import refusals
 from app.inspection.desk import Desk, OpenDesk
 from app.lifecycle import wishes
@@ -136,21 +136,6 @@ async def create_job(
     return (await _bodies(session, [row], shown))[0]
 
 
-def _filtered(query: Select[Job], request: Request) -> Select[Job]:
-    """`metadata[key]=value` selects by pairs, `metadata=null` those without any."""
-    wanted: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name == "metadata":
-            if value != "null":
-                raise InvalidRequest("metadata is `null`, or `metadata[key]=value`.", param="metadata")
-            # Without any it is null, or, in rows of earlier releases, JSON's null.
-            kind = func.coalesce(func.jsonb_typeof(Job.job_metadata), "null")
-            query = query.where(kind == "null")
-        elif name.startswith("metadata[") and name.endswith("]"):
-            wanted[name[len("metadata[") : -1]] = value
-    return query.where(Job.job_metadata.contains(wanted)) if wanted else query
-
-
 @router.get("")
 async def list_jobs(
     request: Request,
@@ -159,11 +144,22 @@ async def list_jobs(
     caller: KnownCaller,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    status: Annotated[list[job_list.Status] | None, Query(description="Only these; may be repeated")] = None,
+    search: Annotated[
+        str | None, Query(max_length=200, description="In the id, the base model or the new one's name")
+    ] = None,
+    points: Annotated[
+        int | None, Query(ge=2, le=100, description="Add `loss_curve` to each: so many [step, loss]")
+    ] = None,
 ) -> JsonObject:
     """The caller's jobs, newest first."""
-    query = _filtered(select(Job).where(Job.owner == caller.owner), request)
+    query = job_list.filtered(select(Job).where(Job.owner == caller.owner), request, status, search)
     rows, more = await paging.cut(session, query, Job, after=after, limit=limit)
-    return wire.page(await _bodies(session, rows, shown), more)
+    bodies = await _bodies(session, rows, shown)
+    if points is not None:
+        curves = await job_list.curves(session, rows, points)
+        bodies = [{**body, "loss_curve": curves.get(body["id"], [])} for body in bodies]
+    return wire.page(bodies, more)
 
 
 @router.get("/{job_id}")
@@ -234,10 +230,18 @@ async def list_events(
     caller: KnownCaller,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    code: Annotated[str | None, Query(max_length=64, description="Only events of this code")] = None,
+    type: Annotated[  # noqa: A002  # its name in the answer
+        Literal["message", "metrics"] | None, Query(description="Only what happened, or only numbers")
+    ] = None,
 ) -> JsonObject:
     """Everything that happened to a job, newest first."""
     await find_job(session, job_id, caller)
     query = select(Event).where(Event.job_id == job_id)
+    if code is not None:
+        query = query.where(Event.code == code)
+    if type is not None:
+        query = query.where(Event.type == type)
     rows, more = await paging.cut(session, query, Event, after=after, limit=limit)
     return wire.page([wire.event(row) for row in rows], more)
 

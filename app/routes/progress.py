@@ -1,9 +1,10 @@
-"""How a job goes: its metrics in ranges, whole or thinned, and everything about it as it comes."""
+"""How a job goes: its metrics in ranges, whole or thinned, its attempts, and everything as it comes."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy import select
 
 from app import curve, wire
 from app.access import needs
@@ -12,7 +13,7 @@ from app.dependencies import CurrentSettings, OpenSession
 from app.errors import InvalidRequest
 from app.feed import ENDED_MARK, Feed, find_cursor
 from app.owned import find_job
-from app.tables import JsonObject, Metric
+from app.tables import Attempt, JsonObject, Metric
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], dependencies=[needs("jobs")])
 DEFAULT_LIMIT = 10_000  # steps: 2.5 MB of JSON
@@ -55,6 +56,26 @@ async def list_metrics(
 
 def _steps(rows: list[Metric], more: bool) -> JsonObject:
     return {"object": "list", "data": [wire.metric(row) for row in rows], "has_more": more}
+
+
+@router.get("/{job_id}/attempts")
+async def list_attempts(
+    job_id: str,
+    session: OpenSession,
+    caller: KnownCaller,
+    before: Annotated[int | None, Query(ge=0, le=2**62, description="Only numbers below this one")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> JsonObject:
+    """Which workers had the job, newest first: when, on what, how fast, and what ended each attempt.
+    `before` the number of the last one of a page begins the next.
+    """
+    await find_job(session, job_id, caller)
+    query = select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.epoch.desc())
+    if before is not None:
+        query = query.where(Attempt.epoch < before)
+    rows = (await session.scalars(query.limit(limit + 1))).all()
+    data = [wire.attempt(row) for row in rows[:limit]]
+    return {"object": "list", "data": data, "has_more": len(rows) > limit}
 
 
 @router.get("/{job_id}/events/stream", response_class=StreamingResponse)

@@ -8,8 +8,8 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import text
 
-from app.answer_shapes import DryRun
 from app.database import WorkerDatabase
+from app.dry_run_shape import DryRun
 from app.tables import Worker
 from tests.app.conftest import Api
 from tests.stand_ins.reporter import Reporter

@@ -21,7 +21,7 @@ from tests.app.conftest import Api
 COUNT = 7
 JOB = "ftjob-p0"
 MODEL = "ft:paged"
-# The list's URL, and its table. Metrics and the stream are no such lists: they go on from a step.
+# The list's URL, and its table. Metrics, attempts and the stream are no such lists: they go by numbers.
 LISTS: dict[str, tuple[str, Any]] = {
     "/v1/files": ("/v1/files", File),
     "/v1/fine_tuning/jobs": ("/v1/fine_tuning/jobs", Job),
@@ -40,7 +40,7 @@ LISTS: dict[str, tuple[str, Any]] = {
     "/v1/audit_log": ("/v1/audit_log", AuditEntry),
 }
 FOR_ADMINS = ("/v1/api_keys", "/v1/audit_log")
-NOT_PAGED = {"/v1/fine_tuning/jobs/{job_id}/metrics", "/v1/fine_tuning/jobs/{job_id}/events/stream"}
+NOT_PAGED = {f"/v1/fine_tuning/jobs/{{job_id}}/{name}" for name in ("metrics", "attempts", "events/stream")}
 
 
 @pytest.fixture(scope="module")

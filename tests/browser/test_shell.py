@@ -39,6 +39,16 @@ def test_without_a_key_it_is_asked_for_and_a_wrong_one_is_told(new_page: NewPage
     assert page.evaluate("localStorage.length + sessionStorage.length") == 0
 
 
+def test_a_link_with_another_key_exchanges_nothing_unasked(page: Page, stack: Stack) -> None:
+    page.goto(f"{stack.url}/#key=ft_somebody_elses")
+    box = page.get_by_role("dialog")
+    box.get_by_text("another API key").wait_for()
+    assert "somebody" not in page.url
+    box.get_by_role("button", name="Keep it as it is").click()
+    page.get_by_role("heading", name="Jobs", exact=True).wait_for()
+    assert page.evaluate("sessionStorage.getItem('key')") == stack.key
+
+
 def test_every_page_opens(page: Page) -> None:
     for name in PAGES:
         page.locator(f"#nav a[href='#/{name}']").click()

@@ -18,7 +18,7 @@
 import { ApiError, forgetKey, getKey, setKey } from './api.js';
 import { h, show as fill } from './dom.js';
 import { askForKey } from './key.js';
-import { errorState, skeleton } from './parts.js';
+import { confirmed, errorState, skeleton } from './parts.js';
 import { HOME, link, match } from './router.js';
 
 const PAGES = [
@@ -29,16 +29,20 @@ const PAGES = [
 const main = document.getElementById('main');
 let leaving = new AbortController();
 
-// `#key=…`, as `finetuned up` prints it: taken, and out of the address and the history at once.
-function takeKey() {
+// `#key=…`, as `finetuned up` prints it: taken, and out of the address and the history at once. A key that is kept already
+// is not exchanged unasked: a link of somebody else's would have the reader work under that one's name.
+async function takeKey() {
   if (!location.hash.startsWith('#key=')) return;
   const key = new URLSearchParams(location.hash.slice(1)).get('key');
   history.replaceState(null, '', `${location.pathname}${HOME}`);
-  if (key) setKey(key, localStorage.getItem('key') !== null);
+  const before = getKey();
+  if (!key || key === before) return;
+  if (before && !await confirmed('Use another key?', 'The address that you opened holds another API key than the one this browser keeps.', 'Use the key of the address', { kind: 'primary' })) return;
+  setKey(key, localStorage.getItem('key') !== null);
 }
 
 async function open() {
-  takeKey();
+  await takeKey();
   if (location.hash.length < 2) history.replaceState(null, '', HOME);
   leaving.abort();
   leaving = new AbortController();

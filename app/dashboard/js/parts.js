@@ -86,6 +86,33 @@ export function dialog(title, content, { drawer = false } = {}) {
   return element;
 }
 
+// A button that opens a list of things to do: items() → [{label, danger, run}], asked when it opens. `menu.opener` is the
+// button. It lies in the browser's top layer, so that no box cuts it off; Escape and a click beside it close it.
+export function menu(label, items) {
+  const list = h('div', { class: 'menu', popover: 'auto', role: 'menu' });
+  const opener = h('button', { class: 'button quiet small opener', type: 'button', 'aria-label': label, 'aria-haspopup': 'menu', 'aria-expanded': 'false' }, '⋯');
+  opener.addEventListener('click', () => {
+    list.replaceChildren(...items().map((item) => h('button', { type: 'button', role: 'menuitem', class: item.danger ? 'danger' : null, onclick: () => { list.hidePopover(); item.run(); } }, item.label)));
+    list.showPopover();
+    const at = opener.getBoundingClientRect();
+    const below = at.bottom + list.offsetHeight + 8 < innerHeight;
+    list.style.top = `${below ? at.bottom + 4 : at.top - list.offsetHeight - 4}px`;
+    list.style.left = `${Math.max(8, at.right - list.offsetWidth)}px`;
+    list.firstElementChild?.focus();
+  });
+  list.addEventListener('toggle', (event) => opener.setAttribute('aria-expanded', String(event.newState === 'open')));
+  list.addEventListener('keydown', (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const all = [...list.children];
+    all[(all.indexOf(document.activeElement) + step + all.length) % all.length].focus();
+  });
+  const element = h('span', { class: 'menu-box' }, opener, list);
+  element.opener = opener;
+  return element;
+}
+
 // Whether the reader means it.
 export function confirmed(title, text, yes, { kind = 'danger' } = {}) {
   return new Promise((resolve) => {
@@ -121,6 +148,30 @@ export function table(columns, rows, { label } = {}) {
   const body = h('tbody', {}, rows.map((cells) => h('tr', {}, cells.map((cell, i) => h('td', { class: columns[i].class }, cell)))));
   return h('div', { class: 'table-box', tabindex: '0', role: 'region', 'aria-label': label },
     h('table', {}, h('thead', {}, h('tr', {}, columns.map((column) => h('th', { scope: 'col', class: column.class }, column.text ?? column)))), body));
+}
+
+// Tabs with their panels: [[name, label, element], …]. onOpen(name) is told which was chosen. Arrow keys go from tab to tab.
+export function tabs(label, list, open, onOpen = () => {}) {
+  const buttons = list.map(([name, text]) => h('button', { type: 'button', role: 'tab', id: `tab-${name}`, 'aria-controls': `panel-${name}`, onclick: () => choose(name, true) }, text));
+  const panels = list.map(([name, , element]) => h('div', { role: 'tabpanel', id: `panel-${name}`, 'aria-labelledby': `tab-${name}`, tabindex: '0' }, element));
+  const bar = h('div', { class: 'tabs', role: 'tablist', 'aria-label': label }, buttons);
+  bar.addEventListener('keydown', (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const next = buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length];
+    next.focus();
+    next.click();
+  });
+  function choose(name, told = false) {
+    list.forEach(([one], i) => {
+      buttons[i].setAttribute('aria-selected', String(one === name));
+      buttons[i].tabIndex = one === name ? 0 : -1;
+      panels[i].hidden = one !== name;
+    });
+    if (told) onOpen(name);
+  }
+  choose(list.some(([name]) => name === open) ? open : list[0][0]);
+  return h('section', { class: 'tabbed' }, bar, panels);
 }
 
 // Copy to the clipboard, or say that the browser refuses.

@@ -18,10 +18,15 @@ export async function follow(path, { query, lastId = null, signal, onMessage, on
         return;
       }
       onState('live');
+      let heard = false;
       for await (const { id, data } of messages(answer.body)) {
         if (id !== null) last = id;
-        wait = FIRST_WAIT;
+        heard = true;
         onMessage(JSON.parse(data), id);
+      }
+      if (heard) {
+        wait = FIRST_WAIT;
+        continue; // it ended as it should, and says so when asked again
       }
     } catch (error) {
       if (signal.aborted) return;
@@ -66,6 +71,18 @@ export function pause(milliseconds, signal) {
     const timer = setTimeout(resolve, milliseconds);
     signal?.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
   });
+}
+
+// A function that has `work` done soon, once for all that ask for it within `milliseconds`.
+export function soon(work, milliseconds, signal) {
+  let timer = null;
+  signal.addEventListener('abort', () => clearTimeout(timer), { once: true });
+  return () => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      work();
+    }, milliseconds);
+  };
 }
 
 // Call `look` now and every `milliseconds` after it ended, not while nobody sees the page. Errors are `onError`'s.

@@ -1,0 +1,124 @@
+"""`python -m tests.browser.screenshots [NAME …]`: takes the pictures in docs/images/ anew, light and dark.
+
+Trains the built-in model on examples/dishes.jsonl meanwhile: one job that learns well, one that learns too
+few texts by heart, some in other states. Takes a few minutes.
+"""
+
+import base64
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser.conftest import chromium, upload
+from tests.flow.stack import ENDED, QUICK, Stack, wait_for
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+IMAGES = ROOT / "docs" / "images"
+PATIENCE = 1800.0  # seconds for what takes a minute on an idle machine
+LARGEST = 150_000  # bytes of a picture
+# Name: address and the height of the screen. `{learned}` and `{by_heart}` are jobs.
+PICTURES = {
+    "jobs": ("#/jobs", 640),
+    "job": ("#/jobs/{by_heart}", 1360),
+}
+USUAL: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_warmup_steps": 5,
+    "total_train_batch_size": 32,
+    "save_steps": 1000,
+    "sample_prompts": ["Title:", "Ingredients:"],
+    "sample_max_tokens": 60,
+}
+# The browser is the encoder at hand: it draws the PNG and says it as WebP.
+PACK = """async (png) => {
+  const image = new Image();
+  image.src = `data:image/png;base64,${png}`;
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height);
+  canvas.getContext('2d').drawImage(image, 0, 0);
+  const blob = await canvas.convertToBlob({type: 'image/webp', quality: 0.82});
+  return Array.from(new Uint8Array(await blob.arrayBuffer()), (b) => String.fromCharCode(b)).join("");
+}"""
+
+
+def make_jobs(stack: Stack, folder: Path) -> dict[str, str]:
+    """Jobs worth looking at."""
+    few = folder / "few.jsonl"
+    few.write_text("".join((EXAMPLES / "dishes.jsonl").open().readlines()[:16]))
+    files = {path.stem: upload(stack, path) for path in (EXAMPLES / "dishes.jsonl", few)}
+    held_out = upload(stack, EXAMPLES / "dishes.valid.jsonl")
+    client = stack.client()
+
+    def submit(suffix: str, file: str, **more: Any) -> str:
+        job = client.fine_tuning.jobs.create(
+            model="tiny-gpt2",
+            training_file=files[file],
+            validation_file=held_out,
+            suffix=suffix,
+            extra_body={"hyperparameters": {**USUAL, **more}},
+        )
+        return job.id
+
+    by_heart = submit(
+        "by-heart", "few", num_epochs=100, learning_rate=3e-3, eval_steps=10, total_train_batch_size=16,
+        lr_scheduler_type="constant_with_warmup",
+    )  # fmt: skip
+    learned = submit("dishes", "dishes", num_epochs=3, eval_steps=15)
+    submit("too-fast", "dishes", max_steps=30, learning_rate=0.3, max_grad_norm=0, sample_prompts=[])
+    hurried = submit("short-of-time", "dishes", num_epochs=20, max_runtime=5)
+    jobs = client.fine_tuning.jobs
+    waited_for = {by_heart, learned, hurried}
+    wait_for(lambda: all(jobs.retrieve(job_id).status in ENDED for job_id in waited_for), "ends", PATIENCE)
+    jobs.cancel(submit("given-up", "dishes"))
+    running = submit("all-dishes", "dishes", num_epochs=40, eval_steps=100)
+    jobs.pause(submit("set-aside", "dishes"))
+    submit("dishes-lora", "dishes", lora_rank=8)
+    submit("no-samples", "dishes", sample_prompts=[])
+    wait_for(lambda: jobs.retrieve(running).model_dump()["progress"]["step"] > 60, "a curve", PATIENCE)
+    return {"by_heart": by_heart, "learned": learned}
+
+
+def take(browser: Browser, stack: Stack, name: str, fragment: str, height: int, theme: Any) -> None:
+    context = browser.new_context(
+        viewport={"width": 1280, "height": height}, color_scheme=theme, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(f"{stack.url}/#key={stack.key}")
+    page.goto(f"{stack.url}/{fragment}")
+    page.locator("main h1").wait_for()
+    page.wait_for_timeout(4000)  # charts are drawn, pictures of what is live need no better moment
+    png = base64.b64encode(page.screenshot()).decode()
+    page.goto("about:blank")
+    packed = page.evaluate(PACK, png).encode("latin-1")
+    assert len(packed) < LARGEST, f"{name}: {len(packed)} bytes"
+    IMAGES.mkdir(exist_ok=True)
+    (IMAGES / f"{name}-{theme}.webp").write_bytes(packed)
+    context.close()
+
+
+def main(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stack = Stack(Path(folder) / "home", dict(QUICK))
+        stack.start()
+        try:
+            jobs = make_jobs(stack, Path(folder))
+            with sync_playwright() as playwright:
+                options = ["--no-sandbox"] if os.geteuid() == 0 else []
+                browser = playwright.chromium.launch(executable_path=chromium(), args=options)
+                for name in names or PICTURES:
+                    fragment, height = PICTURES[name]
+                    for theme in ("light", "dark"):
+                        take(browser, stack, name, fragment.format(**jobs), height, theme)
+                browser.close()
+        finally:
+            stack.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

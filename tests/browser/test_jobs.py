@@ -1,0 +1,271 @@
+"""The list of jobs and the page of one, against jobs that really train."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PHONE, NewPage, check_accessible, check_fits, upload
+from tests.embedded.test_up import command, descendants
+from tests.flow.stack import ENDED, Stack, wait_for_end
+
+ROWS = Path(__file__).parents[2] / "examples" / "dishes.jsonl"
+LOSS = "document.querySelector('[data-chart=loss] .plot')?.data?.[0]?.y ?? []"
+HANDED = """() => {
+  const set = Storage.prototype.setItem;
+  Storage.prototype.setItem = function (key, value) {
+    if (key === 'new-job') window.handed = value;
+    set.call(this, key, value);
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def file_id(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("rows") / "dishes.jsonl"
+    path.write_text("".join(ROWS.open().readlines()[:40]))
+    return upload(stack, path)
+
+
+def submit(stack: Stack, file_id: str, suffix: str, **hyperparameters: Any) -> str:
+    given = {"max_length": 32, "total_train_batch_size": 8, **hyperparameters}
+    job = stack.client().fine_tuning.jobs.create(
+        model="tiny-gpt2", training_file=file_id, suffix=suffix, extra_body={"hyperparameters": given}
+    )
+    return job.id
+
+
+@pytest.fixture(scope="module")
+def done(stack: Stack, file_id: str) -> str:
+    """A job that has succeeded, with samples, evaluations, checkpoints, and too few steps."""
+    job_id = submit(
+        stack, file_id, "short", max_steps=8, eval_steps=4, validation_split=0.2, sample_prompts=["Title:"],
+        sample_max_tokens=8,
+    )  # fmt: skip
+    assert wait_for_end(stack.client(), job_id).status == "succeeded"
+    return job_id
+
+
+@pytest.fixture
+def endless(stack: Stack, file_id: str) -> Iterator[str]:
+    """A job that trains until it is cancelled, at the latest when its test has ended."""
+    job_id = submit(stack, file_id, "endless", max_steps=1_000_000, save_steps=100_000)
+    yield job_id
+    jobs = stack.client().fine_tuning.jobs
+    if jobs.retrieve(job_id).status not in ENDED:
+        jobs.cancel(job_id)
+        wait_for_end(stack.client(), job_id)
+
+
+@pytest.fixture(scope="module")
+def failed(stack: Stack, file_id: str) -> str:
+    job_id = submit(stack, file_id, "hurried", max_steps=1_000_000, max_runtime=1)
+    assert wait_for_end(stack.client(), job_id).status == "failed"
+    return job_id
+
+
+def wait_until(page: Page, condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        page.wait_for_timeout(100)
+
+
+def api_process(stack: Stack) -> int:
+    return next(n for n in descendants(stack.process.pid) if b"app.embedded.api" in command(n))
+
+
+def test_a_job_is_followed_while_it_trains_reloaded_and_cancelled(
+    new_page: NewPage, stack: Stack, endless: str
+) -> None:
+    """Curves grow without a reload, a reload and a new API process show the same numbers and go on."""
+    page = new_page(at=f"#/jobs/{endless}", allow=("ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION"))
+    badge = page.locator(".head .badge")
+    expect(badge).to_have_text("running", timeout=60_000)
+    wait_until(page, lambda: len(page.evaluate(LOSS)) > 5, "a curve")
+    seen = page.evaluate(LOSS)
+    wait_until(page, lambda: len(page.evaluate(LOSS)) > len(seen), "a curve that grows")
+    plot = "JSON.stringify(document.querySelector('[data-chart=loss] .plot').getBoundingClientRect())"
+    place = page.evaluate(plot)
+
+    page.reload()
+    wait_until(page, lambda: len(page.evaluate(LOSS)) > len(seen), "the curve after a reload")
+    thinned = stack.get(f"/v1/fine_tuning/jobs/{endless}/metrics", params={"before": 6}).json()["data"]
+    assert page.evaluate(LOSS)[: len(thinned)] == seen[: len(thinned)] == [row["loss"] for row in thinned]
+    assert page.evaluate(plot) == place, "the page has moved"
+
+    os.kill(api_process(stack), signal.SIGKILL)
+    seen = page.evaluate(LOSS)
+    wait_until(page, lambda: page.evaluate(LOSS)[-1] != seen[-1], "the curve after a restart of the API")
+    assert page.evaluate(LOSS)[:5] == seen[:5]
+
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+    expect(badge).to_have_text("cancelled", timeout=60_000)
+    page.get_by_role("button", name="Retry").wait_for()
+    page.get_by_text("the last checkpoint is kept").wait_for()
+
+
+def test_a_finished_job_shows_all_that_it_made(new_page: NewPage, done: str) -> None:
+    page = new_page(at=f"#/jobs/{done}")
+    expect(page.locator(".head .badge")).to_have_text("succeeded")
+    page.locator("#panel-samples").get_by_text("Step 8").wait_for()
+    page.get_by_role("tab", name="Checkpoints").click()
+    row = page.locator("#panel-checkpoints tbody tr").first
+    assert row.locator("td").first.inner_text() == "8"
+    assert "ckpt-step-8" in str(row.get_by_role("link", name="Try").get_attribute("href"))
+    page.get_by_role("tab", name="Recipe").click()
+    cells = page.locator("#panel-recipe tr", has_text="max_steps").locator("td")
+    assert cells.all_inner_texts() == ["max_steps", "8", "8"]
+    page.get_by_role("tab", name="Model card").click()
+    page.locator("#panel-card").get_by_text("Training hyperparameters").wait_for()
+    page.get_by_role("tab", name="History").click()
+    page.locator("#panel-history").get_by_text("finished").wait_for()
+    assert "tab=history" in page.url
+
+
+def test_zoom_smoothing_scale_and_axis(new_page: NewPage, done: str) -> None:
+    page = new_page(at=f"#/jobs/{done}")
+    wait_until(page, lambda: len(page.evaluate(LOSS)) == 8, "the curve")
+    layout = "document.querySelector('[data-chart=loss] .plot').layout"
+    page.get_by_label("Log scale").check()
+    assert page.evaluate(f"{layout}.yaxis.type") == "log"
+    assert (
+        page.evaluate("document.querySelector('[data-chart=learning_rate] .plot').layout.yaxis.type")
+        == "linear"
+    )
+    raw = page.evaluate(LOSS)
+    page.get_by_label("Smoothing").fill("0.9")
+    assert page.evaluate("document.querySelector('[data-chart=loss] .plot').data[1].y") != raw
+    page.get_by_label("Smoothing").fill("0")
+    box = page.locator("[data-chart=loss] .nsewdrag").bounding_box()
+    assert box is not None
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.4, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, middle, steps=5)
+    page.mouse.up()
+    page.get_by_role("button", name="Show all").wait_for()
+    low, high = page.evaluate("document.querySelector('[data-chart=grad_norm] .plot').layout.xaxis.range")
+    assert 3 < low < high < 8, "the other charts follow"
+    page.get_by_role("button", name="Show all").click()
+    assert len(page.evaluate(LOSS)) == 8
+    page.get_by_role("button", name="Time").click()
+    assert page.evaluate("document.querySelector('[data-chart=loss] .plot').data[0].x[0]") == 0
+
+
+def test_a_diagnosis_is_drawn_and_begins_a_new_job_with_the_change(new_page: NewPage, done: str) -> None:
+    page = new_page(at=f"#/jobs/{done}")
+    card = page.locator(".diagnosis")
+    card.get_by_text("Too few steps").wait_for()
+    shapes = "document.querySelector('[data-chart=loss] .plot').layout?.shapes?.length ?? 0"
+    wait_until(page, lambda: page.evaluate(shapes) > 0, "the evidence on the chart")
+    page.evaluate(HANDED)
+    card.get_by_role("button", name="New job with this").first.click()
+    page.wait_for_url("**/#/new*")
+    body = json.loads(page.evaluate("window.handed"))
+    given = body["method"]["supervised"]["hyperparameters"]
+    assert body["model"] == "tiny-gpt2"
+    assert given["total_train_batch_size"] in (4, 8)
+    assert given != {"max_length": 32, "total_train_batch_size": 8}
+
+
+def test_a_failure_says_what_to_do(new_page: NewPage, failed: str) -> None:
+    page = new_page(at=f"#/jobs/{failed}")
+    card = page.locator(".failure")
+    card.get_by_text("Failed: max runtime exceeded").wait_for()
+    page.evaluate(HANDED)
+    card.get_by_role("button", name="New job with this").click()
+    given = json.loads(page.evaluate("window.handed"))["method"]["supervised"]["hyperparameters"]
+    assert given["max_runtime"] == 2
+    assert given["max_steps"] == 1_000_000
+
+
+def test_a_job_of_nobody_is_an_error_that_is_designed(new_page: NewPage) -> None:
+    page = new_page(at="#/jobs/ftjob-000000000000000000000000", allow=("404",))
+    page.get_by_role("alert").get_by_text("Not found").wait_for()
+    page.get_by_role("button", name="Try again").wait_for()
+
+
+def test_the_list_is_filtered_searched_and_says_when_nothing_fits(page: Page, done: str, failed: str) -> None:
+    page.get_by_role("link", name="short", exact=True).wait_for()
+    page.get_by_role("button", name="Failed").click()
+    page.get_by_role("link", name="hurried", exact=True).wait_for()
+    expect(page.get_by_role("link", name="short", exact=True)).to_have_count(0)
+    assert "status=failed" in page.url
+    page.get_by_role("button", name="All", exact=True).click()
+    page.keyboard.press("Escape")
+    page.locator("main h1").click()
+    page.keyboard.press("/")
+    page.keyboard.type(done[-8:])
+    page.get_by_role("link", name="short", exact=True).wait_for()
+    expect(page.locator(".jobs tbody tr")).to_have_count(1)
+    page.get_by_label("Search jobs").fill("nothing has this name")
+    page.get_by_role("heading", name="No such job").wait_for()
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_role("link", name="short", exact=True).wait_for()
+
+
+def test_the_list_is_live_and_a_job_is_cancelled_from_it(page: Page, endless: str) -> None:
+    row = page.locator(".jobs tbody tr", has_text=endless)
+    expect(row.locator(".badge")).to_have_text("running", timeout=60_000)
+    wait_until(page, lambda: row.locator(".spark path").get_attribute("d"), "a curve in the row")
+    far = row.locator(".far").inner_text()
+    wait_until(page, lambda: row.locator(".far").inner_text() != far, "progress")
+    row.get_by_role("button", name="Actions for endless").click()
+    page.get_by_role("menuitem", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+    expect(row.locator(".badge")).to_have_text("cancelled", timeout=60_000)
+
+
+def test_a_list_that_does_not_come_can_be_asked_for_again(new_page: NewPage) -> None:
+    """The answer is made up: a database that is away for the length of one request is hard to order."""
+    page = new_page(at="#/models", allow=("503",))
+    body = {"error": {"message": "The database cannot be reached right now.", "type": "server_error"}}
+    page.route("**/v1/fine_tuning/jobs?*", lambda route: route.fulfill(status=503, json=body))
+    page.locator("#nav a[href='#/jobs']").click()
+    page.get_by_role("alert").get_by_text("cannot be reached right now").wait_for()
+    page.unroute("**/v1/fine_tuning/jobs?*")
+    page.get_by_role("button", name="Try again").click()
+    page.locator(".jobs tbody tr").first.wait_for()
+
+
+TABS = ("History", "Samples", "Checkpoints", "Recipe", "Model card")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_pages_are_accessible(new_page: NewPage, done: str, failed: str, theme: str) -> None:
+    page = new_page(theme=theme)
+    page.locator(".jobs tbody tr").first.wait_for()
+    check_accessible(page)
+    page.evaluate(f"location.hash = '#/jobs/{done}'")
+    wait_until(page, lambda: page.evaluate(LOSS), "the curve")
+    page.locator("#panel-card li").first.wait_for(state="attached")
+    # What is hidden is not looked at: all tabs at once.
+    page.evaluate(
+        "document.querySelectorAll('[role=tabpanel]').forEach((panel) => { panel.hidden = false; })"
+    )
+    check_accessible(page)
+    page.evaluate(f"location.hash = '#/jobs/{failed}'")
+    page.locator(".failure").wait_for()
+    check_accessible(page)
+
+
+def test_both_pages_fit_a_phone(new_page: NewPage, done: str, failed: str) -> None:
+    page = new_page(size=PHONE)
+    page.locator(".jobs tbody tr").first.wait_for()
+    check_fits(page)
+    page.evaluate(f"location.hash = '#/jobs/{done}'")
+    wait_until(page, lambda: page.evaluate(LOSS), "the curve")
+    for tab in TABS:
+        page.get_by_role("tab", name=tab).click()
+        check_fits(page)
+    page.evaluate(f"location.hash = '#/jobs/{failed}'")
+    page.locator(".failure").wait_for()
+    check_fits(page)
