@@ -95,11 +95,11 @@ def pair_of(option: str, text: str) -> tuple[str, str]:
 
 def progress(row: "JsonObject") -> str:
     if row["status"] == "queued" and row.get("queue"):
-        return f"place {row['queue']['position']} in the queue"
+        return f"place {row['queue']['position']}"
     done, total = row["progress"]["step"], row["progress"]["total_steps"]
     if not total:
         return ""
-    return f"{done:,}/{total:,} ({done / total:.0%})"
+    return f"{done / total:.0%} of {total:,}"
 
 
 @connected

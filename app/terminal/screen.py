@@ -128,5 +128,7 @@ def span(seconds: float | None) -> str:
 
 
 def ago(moment: int | None) -> str:
-    """How long ago a time of the wire was."""
-    return "-" if moment is None else f"{span(time.time() - moment)} ago"
+    """How long ago a time of the wire was, in its largest unit."""
+    if moment is None:
+        return "-"
+    return " ".join(span(time.time() - moment).split()[:2]) + " ago"

@@ -248,7 +248,7 @@ class _Picture(_Tell):
 
 @contextmanager
 def _view(course: Course, console: Console) -> Iterator[_Tell]:
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _Tell(course)
         return
     picture = _Picture(course)

@@ -20,7 +20,7 @@ def workers(api: "Api", as_json: AsJson = False) -> None:
         screen.show_json(found)
         return
     screen.table(
-        ("worker", "host", "state", ">slots", "devices", "jobs", "heard of"),
+        ("worker", "host", "state", ">slots", "devices", "labels", "jobs", "heard of"),
         [
             (
                 row["id"],
@@ -28,6 +28,7 @@ def workers(api: "Api", as_json: AsJson = False) -> None:
                 _state(row),
                 f"{row['busy']}/{row['slots']}",
                 _devices(row),
+                " ".join(row.get("labels") or ()),
                 " ".join(row["jobs"]),
                 screen.ago(row["seen_at"]),
             )

@@ -1,5 +1,6 @@
 """`finetuned …` against a real API, and in a real pseudo-terminal where that matters."""
 
+import io
 import os
 import pty
 import re
@@ -37,24 +38,34 @@ class Done:
 Run = Callable[..., Done]
 
 
-@pytest.fixture
-def run(api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command in this process, with the API's address and key in the environment."""
-    monkeypatch.setenv("FINETUNED_URL", api.url)
-    monkeypatch.setenv("FINETUNED_API_KEY", api.key)
-    monkeypatch.setenv("FINETUNED_HOME", str(api.settings.home))
-    monkeypatch.setenv("COLUMNS", "200")
+def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **environment: str) -> Run:
+    """Runs one command in this process, in this environment; `said` is its standard input."""
+    for name, value in {"COLUMNS": "200", **environment}.items():
+        monkeypatch.setenv(name, value)
 
-    def call(*arguments: str) -> Done:
+    def call(*arguments: str, said: str = "") -> Done:
         monkeypatch.setattr(sys, "argv", ["finetuned", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capsys.readouterr()
+        told = capsys.readouterr()
         code = ended.value.code
-        return Done(code if isinstance(code, int) else 0 if code is None else 1, said.out, said.err)
+        return Done(code if isinstance(code, int) else 0 if code is None else 1, told.out, told.err)
 
     return call
+
+
+@pytest.fixture
+def run(api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command with the API's address and key in the environment."""
+    return runner(
+        monkeypatch,
+        capsys,
+        FINETUNED_URL=api.url,
+        FINETUNED_API_KEY=api.key,
+        FINETUNED_HOME=str(api.settings.home),
+    )
 
 
 @dataclass

@@ -211,5 +211,5 @@ def test_one_job_is_shown_with_recipe_history_and_checkpoints(run: Run, rows: Pa
     database.close()
     said = run("job", job_id)
     assert said.code == 0
-    for part in ("failed", "It went wrong. (bad)", "3/10 (30%)", "ckpt-step-3", "0.6000", "learning_rate"):
+    for part in ("failed", "It went wrong. (bad)", "30% of 10", "ckpt-step-3", "0.6000", "learning_rate"):
         assert part in said.out, part

@@ -2,14 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ROOT, Done, Terminal
+from tests.cli.conftest import ROOT, Run, Terminal, runner
 from tests.flow.conftest import stack
 from tests.flow.stack import Stack
 
@@ -17,12 +15,9 @@ __all__ = ["stack"]
 DISHES = ROOT / "examples/dishes.jsonl"
 
 
-def finetuned(stack: Stack, *arguments: str, said: str | None = None) -> Done:
-    command = [sys.executable, "-m", "app.cli", *arguments, "--home", str(stack.home)]
-    done = subprocess.run(
-        command, cwd=ROOT, input=said, capture_output=True, text=True, check=False, timeout=150
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+@pytest.fixture
+def run(stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(monkeypatch, capsys, FINETUNED_HOME=str(stack.home))
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +50,16 @@ def chat(stack: Stack, model: str) -> Iterator[Terminal]:
     screen.close()
 
 
-def test_the_model_is_downloaded_and_writes(stack: Stack, model: str, tmp_path: Path) -> None:
-    got = finetuned(stack, "download", "last", "--out", str(tmp_path / "model"))
+def test_the_model_is_downloaded_and_writes(run: Run, model: str, tmp_path: Path) -> None:
+    got = run("download", "last", "--out", str(tmp_path / "model"))
     assert got.code == 0, got.err
     assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "gpt2"
     greedy = ("--max-tokens", "8", "--temperature", "0")
-    streamed = finetuned(stack, "generate", model, "Stir the", *greedy)
-    whole = json.loads(finetuned(stack, "generate", model[:-3], "--json", *greedy, said="Stir the").out)
+    streamed = run("generate", model, "Stir the", *greedy)
+    whole = json.loads(run("generate", model[:-3], "--json", *greedy, said="Stir the").out)
     assert streamed.code == 0, streamed.err
     assert streamed.out == whole["choices"][0]["text"] + "\n"
-    wrong = finetuned(stack, "generate", model, "x", "--temperature", "9")
+    wrong = run("generate", model, "x", "--temperature", "9")
     assert (wrong.code, wrong.err.startswith("finetuned: temperature: ")) == (1, True)
 
 
@@ -106,41 +101,41 @@ def test_an_answer_is_stopped_and_the_conversation_goes_on(stack: Stack, model: 
         screen.close()
 
 
-def test_a_conversation_may_come_from_a_pipe(stack: Stack, model: str) -> None:
-    done = finetuned(stack, "chat", model, "--max-tokens", "4", said="Hello\n/reset\nBye\n")
+def test_a_conversation_may_come_from_a_pipe(run: Run, model: str) -> None:
+    done = run("chat", model, "--max-tokens", "4", said="Hello\n/reset\nBye\n")
     assert done.code == 0, done.err
     assert "> " not in done.out.splitlines()[:1]
 
 
-def test_the_file_is_checked_with_the_loss_mask_in_brackets(stack: Stack, model: str) -> None:
-    done = finetuned(stack, "files", "check", str(DISHES), "--rows", "1", "--max-length", "64")
+def test_the_file_is_checked_with_the_loss_mask_in_brackets(run: Run, model: str) -> None:
+    done = run("files", "check", str(DISHES), "--rows", "1", "--max-length", "64")
     assert done.code == 0, done.err
     assert "[learned] and only read" in done.out
     assert re.search(r"tokens +[\d,]+, of which [\d,]+ are learned", done.out)
-    both = json.loads(finetuned(stack, "files", "check", str(DISHES), "--json").out)
+    both = json.loads(run("files", "check", str(DISHES), "--json").out)
     assert (both["report"]["object"], both["preview"]["object"]) == ("file.report", "file.preview")
 
 
-def test_two_jobs_are_compared_and_one_is_diagnosed(stack: Stack, model: str) -> None:
-    first = json.loads(finetuned(stack, "jobs", "--json").out)["data"][0]["id"]
-    again = finetuned(stack, "submit", "--like", first, "--set", "max_steps=4", "--watch")
+def test_two_jobs_are_compared_and_one_is_diagnosed(run: Run, model: str) -> None:
+    first = json.loads(run("jobs", "--json").out)["data"][0]["id"]
+    again = run("submit", "--like", first, "--set", "max_steps=4", "--watch")
     assert again.code == 0, again.err
     second = again.out.split()[0]
-    compared = finetuned(stack, "compare", first, second)
+    compared = run("compare", first, second)
     assert compared.code == 0, compared.err
     lines = {line.split("  ")[0].strip(): line for line in compared.out.splitlines() if line.strip()}
     assert "4" in lines["max_steps"]
     assert "learning_rate" not in lines
     assert f"b = {second}" in compared.out
-    told = finetuned(stack, "diagnose", second)
+    told = run("diagnose", second)
     assert "too_few_steps" in told.out
     command = next(line.strip() for line in told.out.splitlines() if "finetuned submit" in line)
-    made = finetuned(stack, *command.split()[1:], "--dry-run", "--json")
+    made = run(*command.split()[1:], "--dry-run", "--json")
     assert made.code == 0, made.err
 
 
-def test_doctor_finds_nothing_to_mend_in_what_runs(stack: Stack, model: str) -> None:
-    done = finetuned(stack, "doctor", "--json")
+def test_doctor_finds_nothing_to_mend_in_what_runs(run: Run, model: str) -> None:
+    done = run("doctor", "--json")
     checks = {check["about"]: check for check in json.loads(done.out)["checks"]}
     for about in ("postgres", "schema", "broker", "api", "key", "workers"):
         assert checks[about]["level"] == "ok", checks[about]
