@@ -5,7 +5,7 @@ import { asking } from '../asking.js';
 import { makeChart } from '../chart.js';
 import { h, show as fill } from '../dom.js';
 import { compact, DASH, duration, number, whole } from '../format.js';
-import { badge, button, buttonLink, emptyState, field, head, table } from '../parts.js';
+import { badge, button, buttonLink, emptyState, field, head, table, toast } from '../parts.js';
 import { keep, link } from '../router.js';
 
 export const title = 'Compare';
@@ -40,7 +40,9 @@ export async function show(root, params, signal) {
   const everything = h('input', { type: 'checkbox', name: 'all' });
   const differences = h('div');
   const told = h('p', { class: 'hint', role: 'status' });
+  let making = null; // once: it stays, whichever jobs are chosen
   let chart = null;
+  let range = null; // of steps, all of them
 
   const section = h('section', { class: 'card stack' },
     h('div', { class: 'row spread' }, h('h2', {}, 'Curves'),
@@ -58,7 +60,6 @@ export async function show(root, params, signal) {
     add.disabled = chosen.length >= MOST || !others.length;
     if (!chosen.length) {
       fill(body, emptyState(listed.length ? 'Choose the first job' : 'No job yet', listed.length ? 'Take two or more from the list above: their curves are drawn over one another.' : 'Once there are jobs, their curves and recipes can be laid side by side.', listed.length ? null : buttonLink('New job', '#/new', { kind: 'primary' })));
-      chart = null;
       return;
     }
     if (!body.contains(section)) fill(body, section, h('section', { class: 'stack' }, h('div', { class: 'row spread' }, h('h2', {}, 'Differences'), h('label', { class: 'check' }, everything, 'Equal values too')), differences), answers);
@@ -67,7 +68,11 @@ export async function show(root, params, signal) {
     await Promise.all(jobs.filter((job) => !points.has(job.id)).map(async (job) => {
       points.set(job.id, (await api.get(`fine_tuning/jobs/${job.id}/metrics`, { query: { points: POINTS }, signal })).data);
     }));
-    chart ??= await makeChart(chartPlace, { label: 'Curves of the chosen jobs', signal });
+    making ??= makeChart(chartPlace, { label: 'Curves of the chosen jobs', signal, onZoom: (from, to) => {
+      range = from === null ? null : [from, to];
+      drawCurves();
+    } });
+    chart = await making;
     drawCurves();
   }
 
@@ -77,11 +82,11 @@ export async function show(root, params, signal) {
     const lines = chosen.map((id, i) => {
       const found = (points.get(id) ?? []).filter((point) => point[name] !== null && point[name] !== undefined);
       const begun = points.get(id)?.[0]?.created_at ?? 0;
-      return { name: nameOf(known.get(id)), steps: found.map((point) => (time.checked ? point.created_at - begun : point.step)), values: found.map((point) => point[name]), colour: colourOf(i), dots: found.length < 30 };
+      return { name: nameOf(known.get(id)), steps: found.map((point) => point.step), elapsed: found.map((point) => point.created_at - begun), values: found.map((point) => point[name]), colour: colourOf(i), dots: found.length < 30 };
     });
-    chart.draw(lines, { log: log.checked, smoothing: Number(smoothing.value) });
+    chart.draw(lines.filter((line) => line.values.length), { log: log.checked && name !== 'reward_margin', smoothing: Number(smoothing.value), axis: time.checked ? 'time' : 'step', range, signed: name === 'reward_margin' });
     const without = lines.filter((line) => !line.values.length).map((line) => line.name);
-    told.textContent = without.length ? `Without it: ${without.join(', ')}.` : time.checked ? 'Across: seconds since the first step.' : 'Across: steps.';
+    told.textContent = without.length ? `Without it: ${without.join(', ')}.` : time.checked ? 'Across: time since the first step.' : 'Across: steps. Drag to zoom, double-click to see all.';
   }
 
   function drawDifferences(jobs) {
@@ -100,7 +105,8 @@ export async function show(root, params, signal) {
 
   function turnTo(now) {
     chosen = now;
-    draw();
+    range = null;
+    draw().catch((error) => { if (!signal.aborted) toast(error.message, 'error'); });
   }
 
   add.addEventListener('input', () => { if (add.value) turnTo([...chosen, add.value]); });
