@@ -8,10 +8,11 @@ import base64
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser.conftest import chromium, upload
 from tests.flow.stack import ENDED, QUICK, Stack, wait_for
@@ -25,6 +26,14 @@ LARGEST = 150_000  # bytes of a picture
 PICTURES = {
     "jobs": ("#/jobs", 640),
     "job": ("#/jobs/{by_heart}", 1360),
+    "new": ("#/new?file={file}", 1240),
+    "playground": ("#/playground?models=tiny-gpt2,{model}", 800),
+    "compare": ("#/compare?jobs={learned},{by_heart}", 1240),
+    "models": ("#/models?id={model}", 860),
+    "files": ("#/files?id={file}", 1000),
+    "machines": ("#/machines", 640),
+    "keys": ("#/keys", 640),
+    "webhooks": ("#/webhooks", 640),
 }
 USUAL: dict[str, Any] = {
     "learning_rate": 2e-3,
@@ -81,7 +90,52 @@ def make_jobs(stack: Stack, folder: Path) -> dict[str, str]:
     submit("dishes-lora", "dishes", lora_rank=8)
     submit("no-samples", "dishes", sample_prompts=[])
     wait_for(lambda: jobs.retrieve(running).model_dump()["progress"]["step"] > 60, "a curve", PATIENCE)
-    return {"by_heart": by_heart, "learned": learned}
+    make_others(stack)
+    return {
+        "by_heart": by_heart,
+        "learned": learned,
+        "file": files["dishes"],
+        "model": str(jobs.retrieve(learned).fine_tuned_model),
+    }
+
+
+def make_others(stack: Stack) -> None:
+    """Keys and webhooks worth looking at."""
+    client = stack.client()
+    for name, owner, scopes in (
+        ("laptop", "ann", ["files:write", "jobs:write", "models:read", "generate"]),
+        ("nightly", "ci", ["jobs:write", "files:read"]),
+    ):
+        limits = {"requests_per_minute": 600, "running_jobs": 2, "storage_bytes": 50 * 1024**3}
+        body = {"name": name, "owner": owner, "scopes": scopes, "limits": limits}
+        client.post("/api_keys", body=body, cast_to=object)
+    for name, kinds in (("On call", ["failed"]), ("Release", ["succeeded", "failed"])):
+        kinds = [f"fine_tuning.job.{kind}" for kind in kinds]
+        url = f"https://hooks.example/{name.lower().replace(' ', '-')}"
+        body = {"name": name, "url": url, "event_types": kinds}
+        client.post("/webhook_endpoints", body=body, cast_to=object)
+
+
+def ask(page: Page) -> None:
+    """Both models write, and what they were sure of is seen."""
+    page.get_by_label("Colour tokens by probability").check()
+    page.get_by_text("Sampling", exact=True).click()
+    page.get_by_label("Temperature").fill("0.7")
+    page.get_by_label("Seed").fill("2")
+    page.get_by_label("Prompt").fill("Tomato and Basil Soup")
+    page.get_by_role("button", name="Ask").click()
+    page.locator(".answer-foot", has_text="token").nth(1).wait_for()
+    page.get_by_text("Sampling", exact=True).click()
+
+
+def choose_preset(page: Page) -> None:
+    page.locator("[data-preset=careful]").click()
+    page.wait_for_timeout(3000)
+    page.evaluate("scrollTo(0, 0)")
+
+
+# What is done on a page before its picture is taken.
+BEFORE: dict[str, Callable[[Page], None]] = {"playground": ask, "new": choose_preset}
 
 
 def take(browser: Browser, stack: Stack, name: str, fragment: str, height: int, theme: Any) -> None:
@@ -92,6 +146,7 @@ def take(browser: Browser, stack: Stack, name: str, fragment: str, height: int, 
     page.goto(f"{stack.url}/#key={stack.key}")
     page.goto(f"{stack.url}/{fragment}")
     page.locator("main h1").wait_for()
+    BEFORE.get(name, lambda _: None)(page)
     page.wait_for_timeout(4000)  # charts are drawn, pictures of what is live need no better moment
     png = base64.b64encode(page.screenshot()).decode()
     page.goto("about:blank")

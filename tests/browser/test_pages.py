@@ -90,7 +90,7 @@ def test_the_main_job_by_clicking(new_page: NewPage, stack: Stack, rows: Path, t
     page.get_by_role("button", name=job.fine_tuned_model).click()
     drawer = page.get_by_role("dialog")
     expect(drawer.get_by_role("row", name="model.safetensors")).to_be_visible()
-    expect(drawer.locator("pre")).to_contain_text("Training hyperparameters")
+    expect(drawer.locator(".markdown")).to_contain_text("Training hyperparameters")
     with page.expect_download() as coming:
         drawer.get_by_role("button", name="Download as zip").click()
     coming.value.save_as(tmp_path / "model.zip")
@@ -235,7 +235,7 @@ def test_a_file_with_problems_tells_its_lines_and_is_deleted(new_page: NewPage, 
 
 
 def test_two_jobs_are_compared(new_page: NewPage, jobs: list[str]) -> None:
-    page = new_page(at=f"#/compare?jobs={jobs[0]}", allow=("inline style",))
+    page = new_page(at=f"#/compare?jobs={jobs[0]}")
     page.locator("select[name=add]").select_option(jobs[1])
     lines = page.locator(".big-chart .scatterlayer .trace")
     expect(lines).to_have_count(2)

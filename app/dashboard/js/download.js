@@ -3,8 +3,8 @@
 import { api } from './api.js';
 import { h } from './dom.js';
 
-// Raises ApiError where the key may not. The browser shows how it goes.
-export async function download(path, name, signal) {
+// Without a name the answer's own. Raises ApiError where the key may not. The browser shows how it goes.
+export async function download(path, name = '', signal = undefined) {
   const { url } = await api.post('download_tickets', { path }, { signal });
   const anchor = h('a', { href: url, download: name, hidden: true });
   document.body.append(anchor);

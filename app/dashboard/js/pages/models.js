@@ -4,11 +4,11 @@ import { api } from '../api.js';
 import { download, modelPath } from '../download.js';
 import { h, show as fill } from '../dom.js';
 import { ago, bytes, time } from '../format.js';
+import { makeCard } from '../job/card.js';
 import { act, button, buttonLink, confirmed, dialog, emptyState, errorState, head, skeleton, table, toast } from '../parts.js';
 import { keep, link } from '../router.js';
 
 export const title = 'Models';
-const README = 'README.md';
 
 export async function show(root, params, signal) {
   const search = h('input', { type: 'search', placeholder: 'Search names', 'aria-label': 'Search names' });
@@ -58,7 +58,7 @@ function modelDrawer(model, signal, gone) {
   const path = modelPath(model.id);
   const mine = model.bytes !== undefined;
   const files = h('div', { class: 'stack' }, skeleton(4));
-  const card = h('div', {}, skeleton(4));
+  const card = makeCard(signal);
   const zip = button('Download as zip', { kind: 'primary', onclick: () => act(zip, () => download(`${path}/download`, `${model.id.replaceAll(':', '-')}.zip`, signal)) });
   const remove = button('Delete', { kind: 'danger', onclick: () => act(remove, async () => {
     if (!await confirmed('Delete this model?', `${model.id} and its weights are removed for good; the job that made it stays.`, 'Delete the model')) return;
@@ -78,16 +78,10 @@ function modelDrawer(model, signal, gone) {
         const take = button('Download', { small: true, title: `Download ${file.path}`, onclick: () => act(take, () => download(`${path}/files/${file.path}`, file.path, signal)) });
         return [file.path, bytes(file.bytes), h('code', { class: 'hash', title: file.sha256 }, file.sha256), take];
       }), { label: 'Files of the model' }));
-      if (!data.some((file) => file.path === README)) {
-        fill(card, h('p', { class: 'muted' }, 'This model has no card.'));
-        return;
-      }
-      const text = await (await api.raw(`${path}/files/${README}`, { signal })).text();
-      fill(card, h('pre', { class: 'code', tabindex: '0' }, text));
+      await card.load(model.id);
     } catch (error) {
       if (signal.aborted) return;
       fill(files, errorState(error, load));
-      fill(card);
     }
   }
 
@@ -97,5 +91,5 @@ function modelDrawer(model, signal, gone) {
       buttonLink('Try it', link('playground', { models: [model.base_model, model.id].filter(Boolean).join(',') })),
       buttonLink('Train on', link('new', { model: model.id })), mine ? remove : null),
     h('dl', { class: 'facts' }, facts.filter(([, value]) => value).map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
-    mine ? [h('h3', {}, 'Files'), files, h('h3', {}, 'Model card'), card] : h('p', { class: 'muted' }, 'Its files are its owner’s.'));
+    mine ? [h('h3', {}, 'Files'), files, h('h3', {}, 'Model card'), card.element] : h('p', { class: 'muted' }, 'Its files are its owner’s.'));
 }
