@@ -33,6 +33,7 @@ from app.webhooks.courier import Courier
 
 log = structlog.get_logger()
 LOOK_EVERY = 1.0  # seconds; a retry whose delay is over is found by looking
+BREATH = 0.2  # what a burst of new jobs brings is announced together, and not after each of them
 TIDY_EVERY = 600.0
 BROKER_PATIENCE = 5  # seconds
 
@@ -119,6 +120,7 @@ class Dispatcher:
             await pause()
 
     async def _pause_until_woken(self) -> None:
+        await asyncio.sleep(BREATH)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.database.woken.wait(), LOOK_EVERY)
         self.database.woken.clear()
