@@ -140,7 +140,10 @@ def glancing(settings: Settings) -> AsyncConnectionPool[Any]:
         url,
         min_size=0,
         max_size=CONNECTIONS,
-        timeout=5,
+        timeout=1,
+        # With the database away each poll tries anew, instead of waiting for an attempt that waits for longer
+        # each time; the usual way says that it is away.
+        reconnect_timeout=1,
         open=False,
         kwargs={"autocommit": True, **CONNECT_ARGUMENTS},
     )

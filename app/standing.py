@@ -50,7 +50,8 @@ class Standing:
         asked_at = time.monotonic()
         async with self._counting:
             dear = len(self._places) > FEW and asked_at - self._at < min(LONGEST, SHARE * self._cost)
-            if not dear and self._at < asked_at:
+            known = self._at >= asked_at and self._places.keys() >= set(job_ids)
+            if not dear and not known:
                 began = time.monotonic()
                 self._places = await run(session, forecast.line, self._fresh)
                 self._at, self._cost = began, time.monotonic() - began

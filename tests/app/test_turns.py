@@ -456,3 +456,9 @@ def file_id(http: httpx2.Client) -> str:
 
 def create(http: httpx2.Client, file_id: str, **body: Any) -> httpx2.Response:
     return http.post(JOBS, json={"model": "tiny-gpt2", "training_file": file_id, **body})
+
+
+def test_jobs_made_at_once_all_know_their_places(http: httpx2.Client, file_id: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = [answer.json() for answer in threads.map(lambda _: create(http, file_id), range(8))]
+    assert all(job["queue"] is not None for job in made)
