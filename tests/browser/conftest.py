@@ -114,7 +114,7 @@ def new_page(browser: Browser, stack: Stack) -> Iterator[NewPage]:
         )
         if key is not None:
             page.goto(f"{stack.url}/#key={stack.key if key == 'the first' else key}")
-            page.wait_for_function("location.hash === '#/jobs'")
+            page.wait_for_url("**/#/jobs")
         page.goto(f"{stack.url}/{at}")
         return page
 
