@@ -126,6 +126,7 @@ def fill(rows: WorkerDatabase, owner: str, jobs: int, steps: int) -> None:
     recipe = Recipe().model_dump(mode="json") | {"learning_rate": 1e-4, "num_epochs": 1.0}
     named = {"owner": owner, "jobs": jobs, "steps": steps, "long": LONG, "recipe": json.dumps(recipe)}
     with rows.transaction() as session:
+        session.execute(text("SET LOCAL statement_timeout = 0"))
         session.execute(text(FILE), {"owner": owner})
         session.execute(text(JOBS), named)
         session.execute(
