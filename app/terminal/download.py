@@ -53,7 +53,7 @@ def download(
     from app.terminal.client import path
 
     name = ids.model(api, model)
-    target = (out or Path(name.replace(":", "-").replace("/", "-").lstrip("."))).absolute()
+    target = (out or Path(name.replace(":", "-").replace("/", "-").lstrip(".") or "model")).absolute()
     listed = api.get(path("models", name, "files"))
     files = [_checked(row) for row in listed["data"]]
     if target.is_symlink() or (target.exists() and not _is_empty(target)):

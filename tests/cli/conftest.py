@@ -98,6 +98,17 @@ class Terminal:
             assert time.monotonic() < deadline, f"{what!r} was never written:\n{self.text}"
             assert self.read(), f"{what!r} was not written before the end:\n{self.text}"
 
+    def press(self, keys: str, what: str) -> None:
+        """Again and again until that is written: a key that arrives while Python sets the line up for reading
+        is kept until the next one."""
+        deadline = time.monotonic() + DEADLINE
+        while what not in self.text:
+            assert time.monotonic() < deadline, f"{what!r} was never written:\n{self.text}"
+            self.send(keys)
+            until = time.monotonic() + 1
+            while what not in self.text and time.monotonic() < until:
+                self.read()
+
     def send(self, keys: str) -> None:
         os.write(self._line, keys.encode())
 

@@ -1,13 +1,9 @@
 """Model cards as Trainer of several versions writes them, read as recipes that the API takes."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from app import card
 from app.recipe import Recipe
-from tests.cli.conftest import Run
 
 HEAD = """---
 license: mit
@@ -178,21 +174,3 @@ def test_a_broken_line_harms_no_other() -> None:
         "## Training hyperparameters\n- optimizer: Adam with betas=(1.2.3,0)\n- seed: 3\n-:\n- : 1\n"
     )
     assert (found.hyperparameters, found.ignored) == ({"seed": 3}, ["optimizer"])
-
-
-def test_submit_takes_a_card_and_says_what_it_left_out(run: Run, rows: Path, tmp_path: Path) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(HEAD + NEWEST + "- neftune_noise_alpha: 5\n" + TAIL)
-    said = run("submit", str(rows), "--card", str(path), "--num-epochs", "1", "--json")
-    assert said.code == 0, said.err
-    made = json.loads(said.out)
-    assert (made["model"], made["recipe"]["learning_rate"], made["recipe"]["num_epochs"]) == (
-        "gpt2",
-        0.0002,
-        1,
-    )
-    assert "README.md: label_smoothing_factor 0.1: is no hyperparameter here" in said.err
-    assert "neftune_noise_alpha" in said.err
-    path.write_text("Hello")
-    refused = run("submit", str(rows), "--card", str(path))
-    assert (refused.code, "Training hyperparameters" in refused.err) == (2, True)

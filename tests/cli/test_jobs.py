@@ -12,6 +12,7 @@ from app.job_request import JobRequest
 from app.terminal.recipe import BODY
 from tests.app.conftest import Api
 from tests.cli.conftest import Run
+from tests.cli.test_card import HEAD, NEWEST, TAIL
 from tests.stand_ins.reporter import Reporter
 
 
@@ -213,3 +214,21 @@ def test_one_job_is_shown_with_recipe_history_and_checkpoints(run: Run, rows: Pa
     assert said.code == 0
     for part in ("failed", "It went wrong. (bad)", "30% of 10", "ckpt-step-3", "0.6000", "learning_rate"):
         assert part in said.out, part
+
+
+def test_submit_takes_a_card_and_says_what_it_left_out(run: Run, rows: Path, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(HEAD + NEWEST + "- neftune_noise_alpha: 5\n" + TAIL)
+    said = run("submit", str(rows), "--card", str(path), "--num-epochs", "1", "--json")
+    assert said.code == 0, said.err
+    made = json.loads(said.out)
+    assert (made["model"], made["recipe"]["learning_rate"], made["recipe"]["num_epochs"]) == (
+        "gpt2",
+        0.0002,
+        1,
+    )
+    assert "README.md: label_smoothing_factor 0.1: is no hyperparameter here" in said.err
+    assert "neftune_noise_alpha" in said.err
+    path.write_text("Hello")
+    refused = run("submit", str(rows), "--card", str(path))
+    assert (refused.code, "Training hyperparameters" in refused.err) == (2, True)

@@ -73,10 +73,8 @@ def test_a_conversation_in_a_terminal(chat: Terminal) -> None:
     chat.send("/system Be brief.\n")
     chat.wait_for("The system message is set.")
     chat.send("/reset\n")
-    chat.wait_for("begins anew")
-    chat.wait_for("anew.\n> ")
-    chat.send("\x03")
-    chat.wait_for("\nCtrl-D leaves.\n> ")
+    chat.wait_for("begins anew.\n> ")
+    chat.press("\x03", "\nCtrl-D leaves.\n> ")
     chat.send("\x04")
     assert chat.end() == 0
     assert "finetuned: " not in chat.text, "something was refused"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from openai import OpenAI
 
 from app.database import WorkerDatabase
 from app.terminal import plot, screen
+from app.terminal.checkup import installation
 from app.terminal.checkup.verdict import Verdict, heard
 from tests.app.conftest import Api
 from tests.cli.conftest import Run
@@ -254,3 +256,25 @@ def test_a_check_that_breaks_is_a_verdict() -> None:
 
     [verdict] = heard("thing", lambda: iter(broken()))
     assert (verdict.level, "no such thing" in verdict.says) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "there", "level", "says"),
+    [
+        (None, False, "fail", "built without CUDA"),
+        ("12.8", False, "fail", "cannot use the GPU"),
+        ("12.8", True, "ok", "with CUDA 12.8 sees 1 GPUs"),
+    ],
+)
+def test_the_doctor_sees_whether_torch_fits_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, there: bool, level: str, says: str
+) -> None:
+    """With programs that say what a machine with a GPU would: the ones that test this have none."""
+    told = {"cuda": cuda, "there": there, "count": 1, "version": "2.13.0"}
+    driver = (sys.executable, "-c", "print('NVIDIA H100 80GB HBM3, 570.86.15, 81559')")
+    monkeypatch.setattr(installation, "SMI", driver)
+    monkeypatch.setattr(installation, "ASK_TORCH", f"print({json.dumps(told)!r})")
+    gpu, torch = heard("torch", installation.devices)
+    assert (gpu.level, gpu.says) == ("ok", "NVIDIA H100 80GB HBM3, 81559 MiB, driver 570.86.15")
+    assert (torch.level, says in torch.says) == (level, True)
+    assert (torch.mend is None) == (level == "ok")
