@@ -6,7 +6,8 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    FINETUNED_HOME=/var/lib/finetuned
+    FINETUNED_HOME=/var/lib/finetuned \
+    FINETUNED_REFUSE_ROOT=true
 # The number and not the name, so that an orchestrator can see that it is not root. A new volume mounted here
 # takes over the folder's owner and mode.
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/finetuned finetuned \

@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip $(PIP_OPTIONS) install --root-user-action ignore
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo up test chaos check format lock clean
+.PHONY: help setup demo up test chaos check format lock audit sbom clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -35,6 +35,7 @@ check: $(VENV)/development ## linter, formatter, types, import contracts
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
+	@$(BIN)/python -m tests.audit --pins
 
 format: $(VENV)/development ## put the code into the house's format
 	@$(BIN)/ruff check --quiet --fix
@@ -55,7 +56,7 @@ $(BIN)/python:
 api_EXTRAS := --extra s3
 gpu_EXTRAS := --extra gpu --extra s3
 runtime_EXTRAS := --extra embedded --extra gpu
-development_EXTRAS := $(runtime_EXTRAS) --extra s3 --extra test
+development_EXTRAS := $(runtime_EXTRAS) --extra s3 --extra wandb --extra mlflow --extra test
 benchmark_EXTRAS := $(runtime_EXTRAS) --extra benchmark
 SETS := api gpu runtime development benchmark
 LOCK := build/lock
@@ -72,6 +73,20 @@ lock: ## pin the newest versions that pyproject.toml allows
 	  --output-file $(LOCK)/$(set).txt pyproject.toml &&) true
 	@$(foreach set,$(SETS),{ echo "# What '$(set)' needs, every version pinned. Made by 'make lock'."; \
 	  $(PORTABLE) $(LOCK)/$(set).txt; } > $(REQUIREMENTS)/$(set).txt &&) true
+
+# The tools live apart: what audits the packages is none of them.
+AUDIT := build/audit
+$(AUDIT)/bin/pip-audit: requirements/audit.txt
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python $(PIP_INSTALL) --requirement $<
+	@touch $@
+
+audit: $(VENV)/development $(AUDIT)/bin/pip-audit ## known flaws of everything pinned; no answer is not clean
+	@$(BIN)/python -m tests.audit
+
+sbom: $(AUDIT)/bin/pip-audit ## build/sbom.json: what the runtime consists of, as CycloneDX
+	@$(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom.json requirements/runtime.txt
 
 clean: ## remove what can be made again: .venv, caches, build output
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -28,7 +28,7 @@ async def answer(desk: Desk, body: job_request.JobRequest) -> JsonObject:
     """Raises InvalidRequest for what would be refused as a job; what would fail as one is a warning."""
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
-    job_request.refuse_what_is_not_offered(body)
+    job_request.refuse_what_is_not_offered(body, desk.settings.integrations)
     async with desk.database.transaction() as session:
         source = await job_inputs.source(session, body, desk.caller, desk.settings)
         given_by = method, desk.caller

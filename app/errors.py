@@ -16,6 +16,8 @@ ServiceError
 from collections.abc import Mapping
 from typing import ClassVar
 
+LONGEST = 4000  # characters of a message
+
 
 class ServiceError(Exception):
     """Base of all refusals; `param` names the field at fault, `code` is for machines."""
@@ -36,8 +38,9 @@ class ServiceError(Exception):
         super().__init__(message)
         if headers is not None:
             self.headers = headers
-        self.message = message
-        self.param = param
+        # What it quotes may be a megabyte that somebody sent.
+        self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
+        self.param = param[:200] if param is not None else None
         self.code = code or self.default_code
 
     def body(self) -> dict[str, dict[str, str | None]]:

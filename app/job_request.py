@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
+from app import integrations
 from app.body import Body
 from app.errors import InvalidRequest
 from app.hyperparameters import RecipeError
+from app.integrations import Integration
 from app.priority import Priority
 from app.recipe import Recipe
 from app.settings import Label
@@ -35,22 +38,6 @@ class Method(Body):
     reinforcement: Values = Field({})
 
 
-class WandbOptions(Body):
-    """What a run at Weights & Biases would be called."""
-
-    project: str = Field(min_length=1, max_length=128)
-    name: str | None = Field(None, max_length=128)
-    entity: str | None = Field(None, max_length=128)
-    tags: list[Annotated[str, Field(max_length=64)]] = Field([], max_length=50)
-
-
-class Integration(Body):
-    """Another service to report to."""
-
-    type: Literal["wandb"]
-    wandb: WandbOptions
-
-
 class Requires(Body):
     """What a worker must have to train it."""
 
@@ -75,7 +62,7 @@ class JobRequest(Body):
         None, max_length=32, description="Codes of findings (docs/data.md) on which not to train"
     )
     integrations: list[Integration] | None = Field(
-        None, max_length=5, description="None is offered yet: a list with any is refused"
+        None, max_length=5, description="Where to report it beside here: docs/integrations.md"
     )
     method: Method | None = None
     hyperparameters: Values = Field({}, description="As `method.<type>.hyperparameters`; either will do")
@@ -153,14 +140,9 @@ def refuse_other_shape(method: Method, file_id: str, shape: str | None, param: s
     raise InvalidRequest(message, param=param, code=f"invalid_{param}")
 
 
-def refuse_what_is_not_offered(request: JobRequest) -> None:
+def refuse_what_is_not_offered(request: JobRequest, offered: Sequence[str]) -> None:
     """Raises InvalidRequest, also for metadata that is too long."""
-    if request.integrations:
-        raise InvalidRequest(
-            "No integration is offered yet; leave it out and read `/metrics` or the event stream.",
-            param="integrations",
-            code="unsupported_integration",
-        )
+    integrations.check(request.integrations or (), offered)
     for key, value in (request.metadata or {}).items():
         if len(key) > 64 or len(value) > 512:
             raise InvalidRequest(

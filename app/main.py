@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import APIRouter, Depends, FastAPI
 
-from app import openapi, reference
+from app import openapi, posture, reference
 from app.access import KEY_IN_HEADER, Gate, check_routes
 from app.answers import RequestIds, install_handlers
 from app.auth import caller
@@ -66,9 +66,19 @@ async def _probe(store: Store) -> None:
         log.warning("store_away", error=str(error))
 
 
+async def _look(settings: Settings) -> None:
+    """Raises Unsafe, which ends the start."""
+    try:
+        await asyncio.to_thread(posture.check, settings)
+    except posture.Unsafe as error:
+        log.error("unsafe", error=str(error))
+        raise
+
+
 @asynccontextmanager
 async def _running(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
+    await _look(settings)
     await _probe(app.state.store)
     app.state.database = Database(settings)
     app.state.inspector = Inspector()

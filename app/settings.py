@@ -24,6 +24,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+Integrated = Literal["wandb", "mlflow", "tensorboard", "hub"]
+LISTS = ("hub_models", "integrations", "worker_labels", "webhook_allow", "webhook_retries")
 GIB = 1024**3
 ORIGIN = r"^https?://[^\s/?#]+/?$"
 
@@ -93,6 +95,7 @@ class Settings(BaseSettings):
         {},
         description="Models that another OpenAI-compatible server answers for, as JSON: docs/serving.md",
     )
+    refuse_root: bool = Field(False, description="Do not start as root; the container image sets it")
     log_level: str = Field("info", description="Least level written to the logs: debug, info, warning, error")
     worker_slots: int = Field(1, ge=1, description="Jobs one worker trains at a time: one per GPU")
     worker_labels: Annotated[tuple[Label, ...], NoDecode] = Field(
@@ -105,6 +108,12 @@ class Settings(BaseSettings):
         gt=0,
         description="What the jobs of one worker may take together, by what is reckoned for each; unset,"
         " their number alone is limited",
+    )
+    trainer_cell: Literal["auto", "required", "off"] = Field(
+        "auto", description="Trainers in a cell: as far as the kernel allows, or else not started, or none"
+    )
+    integrations: Annotated[tuple[Integrated, ...], NoDecode] = Field(
+        ("tensorboard",), description="What jobs may be reported to, comma separated"
     )
     organization: str = Field(
         "finetuned", description="`organization_id` of jobs, and the name in `ft:` models"
@@ -249,14 +258,10 @@ class Settings(BaseSettings):
         "auto", description="auto: float32 on a CPU, exact; bf16 on a GPU. int8: faster on a CPU, not exact"
     )
 
-    @field_validator("hub_models", "worker_labels", "webhook_allow", "webhook_retries", mode="before")
+    @field_validator(*LISTS, mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(name.strip() for name in value.split(",") if name.strip())
-            if isinstance(value, str)
-            else value
-        )
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @field_validator("home", "base_models", "store_credentials", mode="after")
     @classmethod

@@ -92,7 +92,11 @@ def job(row: Job, organization: str, place: Place | None = None) -> JsonObject:
         "status": row.status,
         "training_file": row.training_file,
         "validation_file": row.validation_file,
-        "result_files": [row.result_file] if row.result_file else [],
+        "result_files": [
+            file_id
+            for file_id in (row.result_file, *(one.get("file_id") for one in row.integrations or ()))
+            if file_id
+        ],
         "seed": row.seed,
         "hyperparameters": hyperparameters,
         "method": {"type": kind, kind: {"hyperparameters": hyperparameters}},

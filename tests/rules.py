@@ -14,6 +14,14 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("statuses_change_in_lifecycle", "app/lifecycle/"): "the verbs themselves",
     ("commits_stand_in_database", "app/database.py"): "transaction(), and the lock around migrations",
     ("environment_is_read_in_settings", "app/embedded/process.py"): "what a child process inherits",
+    (
+        "environment_is_read_in_settings",
+        "worker/training/cell.py",
+    ): "the launcher has no packages, ours neither",
+    (
+        "environment_is_read_in_settings",
+        "worker/integrations/follower.py",
+    ): "by which libraries find their credentials",
     ("environment_is_read_in_settings", "worker/launch.py"): "the few variables a trainer may inherit",
     (
         "environment_is_read_in_settings",

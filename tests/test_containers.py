@@ -131,7 +131,7 @@ def test_every_variable_of_an_image_is_a_setting_and_none_a_secret(
         pair.partition("=")[0] for verb, rest in stages[stage] if verb == "ENV" for pair in shlex.split(rest)
     }
     foreign = {name for name in names if not name.startswith(("PYTHON", "PIP_"))}
-    assert foreign == {"FINETUNED_HOME"}
+    assert foreign == {"FINETUNED_HOME", "FINETUNED_REFUSE_ROOT"}
     assert not [verb for verb, _ in stages[stage] if verb == "ARG"]
 
 

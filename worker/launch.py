@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from app.embedded.heritage import harmless
 from worker import hearing
+from worker.cells import Cell
 from worker.training import events
 
 log = structlog.get_logger()
@@ -26,12 +30,12 @@ COMMAND = (sys.executable, "-m", "worker.training", "--wait")
 MAX_LINE_BYTES = 4 * 1024 * 1024  # samples of long prompts are the largest events
 LOG_LINES = 50
 LOG_LINE_BYTES = 64 * 1024  # a progress bar may never end its line
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
-PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "MKL_", "TORCH_", "PYTORCH_", "TRITON_")
 # How often a thread of OpenMP looks for its next piece of work before it sleeps. By default it looks on and
 # on, and takes the cores from whoever else wants them: tiny-gpt2 on 2 cores at a load of 6 trained 200 to 500
 # tokens/s, with this 2,500 to 3,300; run before all others (nice -15), 2,200 and 3,300.
 SPIN = {"GOMP_SPINCOUNT": "1000"}
+# numpy's BLAS is used for nothing, and its pool would be a thread that `cell.confine` comes too late for.
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 # Exit codes of worker.training and what they mean for the job; any other is a crash, which is tried again.
 FINISHED, STOPPED = 0, 75
 FINAL_CODES = {
@@ -46,25 +50,37 @@ FINAL_CODES = {
 
 def trainer_environment() -> dict[str, str]:
     """What a trainer may know: where programs and GPUs are, never a URL, a password or a token."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    return {
+        **SPIN,
+        **ALONE,
+        **harmless(os.environ),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "PYTHONUNBUFFERED": "1",
     }
-    return {**SPIN, **kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+
+
+def _folders(temporary: Path | None) -> dict[str, str]:
+    """Where libraries put what they keep: caches of compiled code are each trainer's own."""
+    if temporary is None:
+        return {}
+    names = ("TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    return dict.fromkeys((*names, "TORCHINDUCTOR_CACHE_DIR"), str(temporary))
 
 
 class Trainer:
     """One child. Start it from a thread that outlives it: the kernel ends it when that thread ends."""
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        """Raises OSError where it cannot be started."""
+    def __init__(self, command: Sequence[str] = COMMAND, cell: Cell | None = None) -> None:
+        """In a cell, where one is given. Raises OSError where it cannot be started."""
+        self._cell = cell
+        self._temporary = cell.open() if cell else None
         self._process = subprocess.Popen(
-            command,
+            cell.command(command, self._temporary) if cell else command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=trainer_environment(),
+            env=trainer_environment() | _folders(self._temporary),
             start_new_session=True,  # its helpers die with it, by process group
         )
         self.pid = self._process.pid
@@ -103,7 +119,8 @@ class Trainer:
 
     def begin(self, job: dict[str, Any]) -> None:
         """Hand over the job; returns at once. Where the child dies over it, the end of its events tells."""
-        self._thread(self._write, json.dumps(job).encode() + b"\n")
+        confined = job | {"confine": self._cell.limits(job)} if self._cell else job
+        self._thread(self._write, json.dumps(confined).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
         # In a thread of its own: a child that hangs before it reads would block us beyond a pipe's 64 KiB.
@@ -144,6 +161,8 @@ class Trainer:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
         return code
 
 

@@ -14,20 +14,24 @@ from app.journal import configure_logs
 from app.queue import TRAIN, make_celery
 from app.settings import Settings
 from worker import abilities, leftovers, tasks
-from worker.launch import WarmTrainers
+from worker.launch import Trainer, WarmTrainers
 from worker.presence import Presence
 from worker.runtime import Runtime
-from worker.start import usable_store
+from worker.start import cell_for, sound, usable_store
 
 log = structlog.get_logger()
 settings = Settings()
 configure_logs(settings.log_level)
 celery = make_celery(settings)
+sound(settings)
+store = usable_store(settings)
+cell = cell_for(settings, store)
 runtime = Runtime(
     settings=settings,
     database=WorkerDatabase(settings),
-    store=usable_store(settings),
-    trainers=WarmTrainers(),
+    store=store,
+    trainers=WarmTrainers(lambda: Trainer(cell=cell)),
+    cell=cell,
     worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
     offer=abilities.offer(settings),
 )

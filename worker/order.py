@@ -44,6 +44,7 @@ class Order:
     refuse_on: tuple[str, ...] = ()
     revision: str | None = None
     sealed: str | JsonObject | None = None
+    integrations: tuple[JsonObject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     # The newest checkpoint may be the one that turns out damaged: two is the least.
     keep = max(2, int(row.recipe["save_total_limit"]))
     refused = tuple(row.refuse_on or ())
-    known = _revision(session, row.id), _sealed(session, row.source)
+    known = _revision(session, row.id), _sealed(session, row.source), tuple(row.integrations or ())
     saved = _saved(session, row.id)
     return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused, *known)
 

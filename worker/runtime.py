@@ -11,6 +11,7 @@ from app.lifecycle.claims import Claim
 from app.lifecycle.offers import MISSED, Offer
 from app.settings import Settings
 from app.storage import Store
+from worker.cells import Cell
 from worker.launch import WarmTrainers
 
 
@@ -23,6 +24,7 @@ class Runtime:
     store: Store
     trainers: WarmTrainers
     worker: str
+    cell: Cell | None = None
     offer: Offer = field(default_factory=lambda: Offer(""))
     draining: threading.Event = field(default_factory=threading.Event)
     held: set[Claim] = field(default_factory=set)

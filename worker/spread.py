@@ -7,11 +7,13 @@ all went well: the first process to end leaves its status in a file beside the j
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
 from app.embedded import tether
+from worker.cells import Cell
 from worker.launch import Trainer
 
 LONG = 24 * 3600  # seconds to save in: whoever asks them to stop has a patience of his own
@@ -19,22 +21,26 @@ STATUS = ".status"  # what worker.training adds to the job file's name
 
 
 def command(devices: int, job_file: Path) -> list[str]:
-    """torchrun for this machine's `devices`, tied to the thread that starts it."""
+    """torchrun for this machine's `devices`."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
-    torchrun += ["--shutdown-timeout", str(LONG)]
+    # By number: in a cell no name is resolved, and the loopback is all of the network.
+    torchrun += ["--local-addr", "127.0.0.1", "--shutdown-timeout", str(LONG)]
     trainer = ["-m", "worker.training", "--job", str(job_file)]
-    return tether.command([sys.executable, *torchrun, *trainer], SIGKILL)
+    return [sys.executable, *torchrun, *trainer]
 
 
 class SpreadTrainer(Trainer):
     """Several processes that train one job; nothing of it is warm."""
 
-    def __init__(self, devices: int, line: dict[str, Any]) -> None:
+    def __init__(self, devices: int, line: dict[str, Any], cell: Cell | None = None) -> None:
         self._job_file = Path(line["out"]) / "job.json"
         self._job_file.parent.mkdir(parents=True, exist_ok=True)
-        self._job_file.write_text(json.dumps(line))
+        self._job_file.write_text(json.dumps(line | {"confine": cell.limits(line)} if cell else line))
         self._status().unlink(missing_ok=True)
-        super().__init__(command(devices, self._job_file))
+        torchrun = command(devices, self._job_file)
+        # Tied to the thread that starts it, by its cell or else by the tether.
+        held = replace(cell, several=True) if cell else None
+        super().__init__(torchrun if held else tether.command(torchrun, SIGKILL), held)
 
     def begin(self, job: dict[str, Any]) -> None:
         """It has its job since it was started."""
@@ -48,6 +54,6 @@ class SpreadTrainer(Trainer):
         return self._job_file.with_name(self._job_file.name + STATUS)
 
 
-def starter(devices: int, line: dict[str, Any]) -> Callable[[], Trainer]:
+def starter(devices: int, line: dict[str, Any], cell: Cell | None = None) -> Callable[[], Trainer]:
     """For `WarmTrainers.start`."""
-    return lambda: SpreadTrainer(devices, line)
+    return lambda: SpreadTrainer(devices, line, cell)

@@ -17,6 +17,8 @@ from worker import order, outcome, publish, room, spread
 from worker.carrier import Carrier
 from worker.hub import HubUnreachable
 from worker.inputs import Inputs
+from worker.integrations import reporting
+from worker.integrations.follower import Follower
 from worker.launch import FINISHED, STOPPED, Trainer
 from worker.outcome import Asked
 from worker.patience import patiently
@@ -79,6 +81,8 @@ class _Attempt:
         self.carrier = Carrier(runtime.store, self.settings, held, self.recorder)
         self.order: order.Order
         self.inputs = Inputs(runtime)
+        self.follower: Follower | None = None
+        self.published: str | None = None  # the model's key
 
     def run(self) -> None:
         try:
@@ -95,6 +99,8 @@ class _Attempt:
             self.recorder.close()
             self.inputs.close()
             self.runtime.store.clear(order.out_key(self.held))
+            if self.follower is not None:
+                reporting.end(self.runtime, self.held, self.follower, self.published)
 
     def _train(self) -> None:
         try:
@@ -141,7 +147,7 @@ class _Attempt:
     def _take_trainer(self, line: dict[str, Any]) -> Trainer | None:
         """A trainer; None when something else was asked for before one could be started."""
         devices = int(line["recipe"].get("num_devices", 1))
-        start = spread.starter(devices, line)
+        start = spread.starter(devices, line, self.runtime.cell)
         started = self.runtime.trainers.start(start) if devices > 1 else None
         while self._wish() is None:
             with contextlib.suppress(queue.Empty):
@@ -150,6 +156,7 @@ class _Attempt:
 
     def _run_trainer(self, trainer: Trainer, line: dict[str, Any]) -> None:
         log.info("training", job_id=self.held.job_id, pid=trainer.pid)
+        self.follower = reporting.follow(self.runtime, self.held, self.order)
         try:
             trainer.begin(line)
             self._supervise(trainer)
@@ -221,6 +228,8 @@ class _Attempt:
             case _:
                 pass
         self.recorder.add(event)
+        if self.follower is not None:
+            self.follower.hear(event)
 
     def _conclude(self, code: int, last_lines: list[str]) -> None:
         log.info("attempt_ended", job_id=self.held.job_id, code=code, asked=self.asked)
@@ -255,6 +264,7 @@ class _Attempt:
         except (Damaged, OSError) as error:
             self._retry(JobError("publish_failed", f"The model could not be published: {error}"))
             return
+        self.published = model.key
         # Should the claim be lost the folder stays: an answer that was lost is not a transaction that was,
         # and the row may stand. What has no row is removed by app.litter.
         self.recorder.conclude(

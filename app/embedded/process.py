@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from app.embedded import tether
+from app.embedded import heritage, tether
 
 KILL_GRACE = 5.0  # seconds between the last polite signal and SIGKILL
 
@@ -19,8 +19,9 @@ class EmbeddedError(Exception):
 class Process:
     """A program that dies when we do, in a session of its own so that Ctrl-C reaches only us.
 
-    `death` is the signal that the kernel sends it when we are killed. In `environment`, which is added to
-    ours, None takes a variable away; `descriptors` stay open for it.
+    It inherits our environment, or, where `inherits` is given, what holds no secret and what begins as that
+    says. `death` is the signal that the kernel sends it when we are killed. In `environment`, which is added,
+    None takes a variable away; `descriptors` stay open for it.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Process:
         environment: Mapping[str, str | None] | None = None,
         folder: Path | None = None,
         descriptors: Sequence[int] = (),
+        inherits: tuple[str, ...] | None = None,
         identity: str = "same",
         death: signal.Signals = signal.SIGKILL,
     ) -> None:
@@ -41,6 +43,7 @@ class Process:
         self._environment = dict(environment or {})
         self._folder = folder
         self._descriptors = tuple(descriptors)
+        self._inherits = inherits
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -49,7 +52,8 @@ class Process:
             raise RuntimeError(f"{self.name} must be started by the main thread")
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        variables = {**os.environ, **self._environment}
+        kept = os.environ if self._inherits is None else heritage.harmless(os.environ, self._inherits)
+        variables = {**kept, **self._environment}
         try:
             self._child = subprocess.Popen(
                 self._command,

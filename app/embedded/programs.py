@@ -30,6 +30,7 @@ class Program:
     grace: float
     environment: Mapping[str, str | None] = field(default_factory=dict)
     descriptors: tuple[int, ...] = ()
+    inherits: tuple[str, ...] | None = None  # prefixes of variables, beside those that hold no secret
 
     def process(self, logs: Path) -> Process:
         return Process(
@@ -39,6 +40,7 @@ class Program:
             environment=self.environment,
             folder=ROOT,
             descriptors=self.descriptors,
+            inherits=self.inherits,
         )
 
 
@@ -85,7 +87,10 @@ def programs(settings: Settings, listener: int, embedded_generator: bool) -> lis
             **_both("DATABASE_URL", None),
             **_both("REDIS_URL", None),
             "FINETUNED_UPSTREAMS": None,
+            "FINETUNED_API_KEY": None,
         },
+        # Where models lie in a bucket it reads them there.
+        inherits=("FINETUNED_", "AWS_"),
     )
     return [api, *([generator] if embedded_generator else []), worker]
 

@@ -97,7 +97,7 @@ async def create_job(
         return (await _bodies(session, [before], shown))[0]
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
-    job_request.refuse_what_is_not_offered(body)
+    job_request.refuse_what_is_not_offered(body, settings.integrations)
     store.refuse_low_space(settings.min_free_bytes)
     await quota.take_storage(session, caller, 1)  # a model has more; how much more is known at its end
     source = await job_inputs.source(session, body, caller, settings)

@@ -106,7 +106,7 @@ def test_openais_hyperparameters_are_taken_in_either_place(make: Make) -> None:
         ({"metadata": {"k": "a\0b"}}, None, "invalid_value"),
         (
             {"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]},
-            "integrations",
+            "integrations.0.type",
             "unsupported_integration",
         ),
     ],

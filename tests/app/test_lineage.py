@@ -19,6 +19,8 @@ from worker.rows import Rows
 from worker.training.events import Saved
 
 LEASE = timedelta(minutes=5)
+KEYED = {"integrations": [{"type": "wandb", "wandb": {"project": "p", "key": "secret"}}]}
+PATHS = {"integrations": [{"type": "hub", "hub": {"repo_id": "../x"}}]}
 WANDB = {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}
 Make = Callable[..., Any]
 
@@ -94,8 +96,11 @@ def test_a_job_goes_on_from_a_model_by_its_name(
         ({"from_checkpoint": "{job}:99999999999999999999"}, "from_checkpoint", "invalid_value"),
         ({"from_checkpoint": "{job}:5", "model": "gpt2"}, "model", "contradictory_value"),
         ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations.0.wandb.project", None),
-        ({"integrations": [{"type": "mlflow"}]}, "integrations.0.type", "invalid_value"),
-        (WANDB, "integrations", "unsupported_integration"),
+        ({"integrations": [{"type": "mlfloww"}]}, "integrations.0.type", "invalid_value"),
+        ({"integrations": [{"type": "mlflow"}]}, "integrations.0", "invalid_value"),
+        (PATHS, "integrations.0.hub.repo_id", "invalid_value"),
+        (KEYED, "integrations.0.wandb.key", "unknown_parameter"),
+        (WANDB, "integrations.0.type", "unsupported_integration"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_gone_on_from_is_refused_by_name(

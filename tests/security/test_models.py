@@ -2,6 +2,8 @@
 
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from worker.training.job import Job
 from worker.training.model import load as load_for_training
 from worker.training.pulse import Pulse
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = {name: f"specimen-{number}" for number, name in enumerate(zoo.SPECIMENS)}
 
 
@@ -91,6 +94,20 @@ def test_generation_refuses_all_of_them(cages: Path) -> None:
             locate_checked(f"folder:{name}", settings, store)
         if isinstance(refused.value, InvalidRequest):
             assert refused.value.code == "model_not_supported", name
+
+
+def test_what_refuses_them_is_there_without_asserts_too(cages: Path) -> None:
+    """A check that is an `assert` is gone under `python -O`, as somebody may run it."""
+    script = (
+        "import sys; from pathlib import Path; from app import model_folder\n"
+        "for name in sys.argv[2:]:\n"
+        "    try: model_folder.check(Path(sys.argv[1]) / name)\n"
+        "    except model_folder.UnusableModel: continue\n"
+        "    sys.exit(f'{name} passed')\n"
+    )
+    command = [sys.executable, "-OO", "-c", script, str(cages), *NAMES.values()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ It stands in for huggingface.co, which tests must not depend on and whose branch
 What it answers is what the client reads: a repository's commit and file names, and a file with its headers.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 Files = dict[str, bytes]
+TOKEN = "hf_canary"
 
 
 @dataclass
@@ -58,6 +60,33 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._get()
+
+    def do_POST(self) -> None:
+        """What a push asks for: make the repository, how each file is to come, and one commit of all."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.hub.asked.append(f"POST {path}")
+        parts = path.split("/")
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._json({"error": "Invalid username or password."}, 401)
+        elif path == "api/repos/create":
+            said = json.loads(body)
+            name = f"{said['organization']}/{said['name']}" if said.get("organization") else said["name"]
+            self.hub.repository(name)
+            self._json({"url": f"{self.hub.url}/{name}", "name": name})
+        elif parts[-2:-1] == ["preupload"]:
+            asked = json.loads(body)["files"]
+            ways = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]
+            self._json({"files": ways})
+        elif parts[-2:-1] == ["commit"]:
+            lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+            told = [line["value"] for line in lines if line["key"] == "file"]
+            files = {file["path"]: base64.b64decode(file["content"]) for file in told}
+            commit = self.hub.repository("/".join(parts[2:4])).commit(files)
+            url = f"{self.hub.url}/{'/'.join(parts[2:4])}/commit/{commit}"
+            self._json({"commitUrl": url, "commitOid": commit, "hookOutput": ""})
+        else:
+            self._json({"errors": [], "warnings": []})
 
     def _get(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")

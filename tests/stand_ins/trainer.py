@@ -19,6 +19,7 @@ The first row of its data file is its script, a JSON object in the row's text:
     shut      close stdout, live on                        hold      leave, while a helper keeps stdout open
     say       write `line` to stdout as it is, `times`     log       write `line` to stderr, `times`
     vanish    remove the checkpoints, finish without one   spoil     damage the model after stating it
+    pry       reach for what is not its own, as tests/stand_ins/prisoner.py does with `targets`
 """
 
 import ctypes
@@ -33,15 +34,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worker.training import manifest
-from worker.training.events import Event, Failed, Finished, Prepared, Ready, Saved, Step, line
+from tests.stand_ins.prisoner import pry
+from worker.training import cell, manifest
+from worker.training.events import Event, Failed, Finished, Notice, Prepared, Ready, Saved, Step
+from worker.training.events import line as as_line
 
 STOPPED = 75
 stopping = False
 
 
 def say(event: Event) -> None:
-    sys.stdout.write(line(event) + "\n")
+    sys.stdout.write(as_line(event) + "\n")
     sys.stdout.flush()
 
 
@@ -161,6 +164,9 @@ class Run:
             case "vanish":
                 sys.stdout.flush()
                 os._exit(0)
+            case "pry":
+                found = pry(act["targets"], self.out)
+                say(Notice("info", "pried", "What could be reached.", found))
             case "spoil":
                 self.spoil = True
 
@@ -171,9 +177,15 @@ def main() -> None:
     if os.getppid() != parent:
         sys.exit(STOPPED)
     say(Ready())
-    job = sys.stdin.readline()
+    line = sys.stdin.readline()
     signal.signal(signal.SIGTERM, ask)
-    status = Run(json.loads(job)).run() if job.strip() else 0
+    status = 0
+    if line.strip():
+        job = json.loads(line)
+        if job.get("confine"):  # what worker.training.job does
+            read = [Path(path) for path in (job["data"], job["model"], *job["resume"])]
+            cell.confine(read, [Path(job["out"]), Path(job["cache"])], job["confine"]["largest_file"])
+        status = Run(job).run()
     sys.stdout.flush()
     os._exit(status)
 

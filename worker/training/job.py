@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from app.dataset import FORMATS, Columns, Format, format_of
 from app.recipe import Recipe
+from worker.training import cell
 from worker.training.failure import Failure
 
 
@@ -33,6 +34,14 @@ class Job:
     keep: int | None = None  # checkpoints to keep; None: delete nothing
     cache: Path | None = None  # encoded data; None: below `out`
     fits: int | None = None  # examples per micro-step that an earlier attempt's memory left room for
+    confined: bool = False  # to these paths, from the job's beginning on
+    largest_file: int | None = None  # bytes, of those that a confined job writes
+
+    def confine(self) -> None:
+        """Leave this process nothing but the job's own files, where that was asked for."""
+        if self.confined:
+            read = (self.data, self.model, *self.resume, *([self.validation] if self.validation else []))
+            cell.confine(read, (self.out, self.cache_folder), self.largest_file)
 
     @property
     def cache_folder(self) -> Path:
@@ -61,6 +70,8 @@ class Job:
                 keep=said.get("keep"),
                 cache=Path(said["cache"]) if said.get("cache") else None,
                 fits=said.get("fits"),
+                confined=said.get("confine") is not None,
+                largest_file=(said.get("confine") or {}).get("largest_file"),
             )
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]

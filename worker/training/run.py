@@ -49,6 +49,7 @@ def run(arguments: Sequence[str], stream: TextIO, status: Path | None = None) ->
             job = _wait(speaker, pulse)
         if job is None:
             return failure.STOPPED if pulse.asked else failure.FINISHED
+        job.confine()
         pulse.tick()
         pulse.watch(job.recipe.max_step_time, lambda silent: _stalled(speaker, siblings, silent))
         for event in loop.train(job, pulse):

@@ -1,0 +1,191 @@
+"""Jobs are reported to other services: by the libraries themselves, to folders and a stand-in of the hub.
+
+W&B writes its offline run and MLflow its file store, both real. The hub's stand-in (tests/stand_ins/hub.py)
+takes the push as huggingface_hub sends it: nothing may be published for a test.
+"""
+
+import queue
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from app import integrations
+from app.errors import InvalidRequest
+from app.integrations import Integration
+from app.tables import Event, File, Job
+from tests.stand_ins import hub
+from tests.worker.conftest import Bench
+from worker import tensorboard
+from worker.integrations import follower
+from worker.training import events
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[hub.Hub]:
+    with hub.serving() as running:
+        yield running
+
+
+def train(
+    bench: Bench, *asked: dict[str, Any], seconds: float = 60, **script: Any
+) -> tuple[Job, list[Event]]:
+    """A job with these integrations; what was told of those that send, once each has been told of."""
+    job_id = bench.make_job(**script)
+    with bench.runtime.database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(integrations=list(asked)))
+    bench.train(job_id)
+    sending = len([one for one in asked if one["type"] != "tensorboard"])
+    deadline = time.monotonic() + 90
+    told: list[Event] = []
+    while len(told) < sending:
+        assert time.monotonic() < deadline, [event.message for event in told]
+        told = [event for event in bench.rows(Event, job_id) if event.code.startswith("integration_")]
+        time.sleep(0.1)
+    return bench.job(job_id), told
+
+
+def test_a_job_is_reported_to_wandb_mlflow_and_the_hub(
+    bench: Bench, served: hub.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    store, runs = tmp_path / "mlflow", tmp_path / "runs"
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(runs),
+        "MLFLOW_TRACKING_URI": store.as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "HF_ENDPOINT": served.url,
+        "HF_TOKEN": hub.TOKEN,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    runs.mkdir()
+    job, told = train(
+        bench,
+        {"type": "wandb", "wandb": {"project": "p", "tags": ["t"]}},
+        {"type": "mlflow", "mlflow": {"experiment": "e"}},
+        {"type": "hub", "hub": {"repo_id": "me/tuned", "private": True}},
+        steps=20,
+    )
+    assert job.status == "succeeded"
+    assert sorted((event.code, event.data["type"]) for event in told if event.data) == [
+        ("integration_done", "hub"),
+        ("integration_done", "mlflow"),
+        ("integration_done", "wandb"),
+    ], [event.message for event in told]
+
+    (offline,) = runs.glob("wandb/offline-run-*")
+    (log,) = offline.glob("*.wandb")
+    assert job.id in log.name
+    assert b"tokens_per_second" in log.read_bytes()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store.as_uri())
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["finetuned_job"] == job.id
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(
+        range(1, 21)
+    )
+    assert run.data.params["learning_rate"] == "auto"
+
+    _, files = served.repositories["me/tuned"].find("main") or ("", {})
+    assert "model.safetensors" in files
+    assert "hf_canary" not in str([event.message for event in told]) + str(job.integrations)
+
+
+def test_what_an_integration_cannot_do_costs_the_job_nothing(
+    bench: Bench, served: hub.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    job, told = train(bench, {"type": "hub", "hub": {"repo_id": "me/other", "private": True}})
+    assert job.status == "succeeded"
+    (failed,) = told
+    assert (failed.level, failed.code) == ("warn", "integration_failed")
+    assert "Set HF_TOKEN with write access" in failed.message
+    assert "hf_wrong" not in failed.message
+    assert "me/other" not in served.repositories
+
+
+def test_a_service_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reporter that reads nothing: it is given up, and until then nobody waits."""
+    monkeypatch.setattr(follower, "COMMAND", (sys.executable, "-c", "import time; time.sleep(300)"))
+    monkeypatch.setattr(follower, "PATIENCE", 0.5)
+    told: queue.SimpleQueue[events.Notice] = queue.SimpleQueue()
+    following = follower.Follower([], {"id": "ftjob-0"}, tmp_path / "folder", told.put)
+    step = events.Step(1, 0.1, 0.5, 1e-3, 1.0, 10, 10, 9.0, 1, False)
+    for _ in range(follower.MOST_WAITING + 5000):  # more than the queue and the pipe take
+        following.hear(step)
+    following.end("succeeded", None)
+    codes = {told.get(timeout=30).code, told.get(timeout=30).code}
+    assert codes == {"integration_failed", "integration_slow"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "offered", "told"),
+    [
+        ("wandb", (), "FINETUNED_INTEGRATIONS"),
+        ("mlflow", ("mlflow",), "pip install 'finetuned[mlflow]'"),
+        ("tensorboard", ("tensorboard",), None),
+    ],
+)
+def test_what_is_not_offered_is_refused_with_what_to_do(
+    kind: str, offered: tuple[str, ...], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrations, "find_spec", lambda _: None)
+    options = {"wandb": {"project": "p"}, "mlflow": {"experiment": "e"}}
+    asked = Integration.model_validate({"type": kind, kind: options.get(kind, {})})
+    if told is None:
+        integrations.check([asked], offered)
+        return
+    with pytest.raises(InvalidRequest) as refused:
+        integrations.check([asked], offered)
+    assert (refused.value.param, refused.value.code) == ("integrations.0.type", "unsupported_integration")
+    assert told in refused.value.message
+
+
+def test_tensorboard_gets_its_event_file_among_the_results(bench: Bench) -> None:
+    job, _ = train(bench, {"type": "tensorboard"}, steps=7)
+    assert job.integrations is not None
+    (file_id,) = [one["file_id"] for one in job.integrations]
+    with bench.session as session:
+        row = session.get_one(File, file_id)
+    assert row.filename.startswith("events.out.tfevents.")
+    place = bench.runtime.store.place(row.key or "")
+    assert place is not None
+    first, *steps = records(place.read_bytes())
+    assert b"brain.Event:2" in first
+    assert len(steps) == row.rows == 7
+    # Field 2 of an event, a whole number: its step.
+    assert [record[10] for record in steps] == list(range(1, 8))
+    assert all(b"train/loss" in record for record in steps)
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """As TensorFlow's record reader takes them apart; both checksums are held against their bytes."""
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        record = data[12 : 12 + length]
+        for said, about in ((data[8:12], data[:8]), (data[12 + length : 16 + length], record)):
+            value = (struct.unpack("<I", said)[0] - 0xA282EAD8) & 0xFFFFFFFF
+            assert (value >> 17 | value << 15) & 0xFFFFFFFF == tensorboard.crc32c(about)
+        yield record
+        data = data[16 + length :]
+
+
+def test_the_checksum_is_castagnolis() -> None:
+    """The check value that RFC 3720 and every catalogue of CRCs give."""
+    assert tensorboard.crc32c(b"123456789") == 0xE3069283
