@@ -102,6 +102,7 @@ class Bucket(Store):
     def send(self, path: Path, key: str) -> None:
         """A file as an object, in parts; it appears with the last one."""
         self.check(key)
+        path.stat()  # its own absence is not the bucket's
         with self._told(key, missing=True):
             obstore.put(self._remote, key, path, chunk_size=PIECE, max_concurrency=AT_ONCE)
 
@@ -179,7 +180,10 @@ class Bucket(Store):
 
     def link(self, key: str) -> str | None:
         self.check(key)
-        return None if self._public is None else obstore.sign(self._public, "GET", key, LINK_LIFE)
+        if self._public is None:
+            return None
+        with self._told(key):
+            return obstore.sign(self._public, "GET", key, LINK_LIFE)
 
     def hold(self, key: str, sha256: str) -> AbstractContextManager[Path]:
         return self._copies.hold(key, lambda target: self._download(key, target, sha256))

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response, Streamin
 from app.errors import NotFound
 from app.storage import Store
 
-RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")  # beyond that no file is, and int() refuses what is long
 OCTETS = "application/octet-stream"
 
 

@@ -15,6 +15,7 @@ from app.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 API_GRACE = 5.0  # seconds, of which open streams get three
 GENERATOR_GRACE = 5.0
+WORKER_SENDING = 300.0  # seconds more to bring the last checkpoint into a bucket
 WORKER_MARGIN = 15.0  # seconds beyond the trainer's own grace, for the last rows and Celery's warm shutdown
 
 
@@ -126,4 +127,5 @@ def _secret(value: SecretStr | None) -> str | None:
 
 
 def _worker_grace(settings: Settings) -> float:
-    return settings.stop_grace.total_seconds() + WORKER_MARGIN
+    sending = WORKER_SENDING if settings.store is not None else 0.0
+    return settings.stop_grace.total_seconds() + WORKER_MARGIN + sending

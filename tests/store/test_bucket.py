@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from structlog.testing import CapturingLogger
 
-from app import bucket
+from app import bucket, litter
 from app.settings import Settings
 from app.storage import MANIFEST, Damaged, StoreAway, StoreRefused, open_store
 from tests.store.bucket_server import BUCKET, KEY_ID, SECRET, BucketServer
@@ -182,6 +182,29 @@ def test_a_manifest_that_names_files_elsewhere_fetches_none(
         with pytest.raises(ValueError, match="not a key"), store.hold_folder("models/m"):
             pass
     assert not list(tmp_path.rglob("outside"))
+
+
+def test_what_no_row_knows_goes_from_the_bucket_too(
+    bucket_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the age that the bucket tells; what is known, and what is young, stays."""
+    store = open_store(bucket_settings())
+    for key in ("files/a", "files/b", "jobs/j/e1/checkpoints/step-1/w", "jobs/j/e1/checkpoints/step-2/w"):
+        store.put(key, b"x")
+    known = {
+        "files": litter.Known(frozenset({"files/a"})),
+        "jobs": litter.Known(frozenset({"jobs/j/e1/checkpoints/step-2"}), {"j": (True, 2)}),
+    }
+
+    def tidy() -> list[str]:
+        return [key for part in litter.parts(store) for key in litter.remove(store, part, known[part.kind])]
+
+    assert tidy() == []
+    monkeypatch.setattr(litter, "ABANDONED_AFTER", -60.0)
+    monkeypatch.setattr(litter, "SETTLED_AFTER", -60.0)
+    assert tidy() == ["files/b", "jobs/j/e1/checkpoints/step-1"]
+    assert store.names("files") == ["a"]
+    assert store.names("jobs/j/e1/checkpoints") == ["step-2"]
 
 
 def test_a_link_is_signed_and_ends(server: BucketServer, bucket_settings: NewSettings) -> None:
