@@ -100,7 +100,8 @@ def of(settings: Settings, store: Store) -> Cell | None:
         return None
     models = settings.base_models
     outside = [models, *(path.resolve() for path in models.iterdir())] if models and models.is_dir() else []
-    read = [store.root, settings.home / "builtin", settings.home / "hub", *outside]
+    kept = (settings.home / "builtin", settings.home / "hub", settings.copies_folder)
+    read = [store.root, *kept, *outside]
     write = [store.root / "jobs", store.root / "cache"]
     needed = [*map(str, read), *mechanism.packages()]
     found = Cell(
