@@ -56,7 +56,7 @@ $(BIN)/python:
 api_EXTRAS := --extra s3
 gpu_EXTRAS := --extra gpu --extra s3
 runtime_EXTRAS := --extra embedded --extra gpu
-development_EXTRAS := $(runtime_EXTRAS) --extra s3 --extra wandb --extra mlflow --extra test
+development_EXTRAS := $(runtime_EXTRAS) --extra telemetry --extra s3 --extra wandb --extra mlflow --extra test
 benchmark_EXTRAS := $(runtime_EXTRAS) --extra benchmark
 SETS := api gpu runtime development benchmark
 LOCK := build/lock

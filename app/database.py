@@ -6,6 +6,7 @@ The API uses psycopg's asynchronous side, the worker the synchronous one, over t
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -126,9 +127,10 @@ def _configuration() -> alembic.config.Config:
     return configuration
 
 
-def revisions() -> list[str]:
+@cache
+def revisions() -> tuple[str, ...]:
     """Every schema that this release knows, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(_configuration()).walk_revisions()]
+    return tuple(script.revision for script in ScriptDirectory.from_config(_configuration()).walk_revisions())
 
 
 def migrate(settings: Settings, to: str = "head") -> None:

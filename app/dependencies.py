@@ -14,6 +14,7 @@ from app.inspection.inspector import Inspector
 from app.settings import Settings
 from app.standing import Standing
 from app.storage import Store
+from app.tracing import Tracing
 from app.upstream import Upstreams
 from app.webhooks.courier import Courier
 
@@ -50,6 +51,11 @@ def _courier(request: Request) -> Courier:
     return courier
 
 
+def _tracing(request: Request) -> Tracing:
+    tracing: Tracing = request.app.state.tracing
+    return tracing
+
+
 def _upstreams(request: Request) -> Upstreams:
     upstreams: Upstreams = request.app.state.upstreams
     return upstreams
@@ -69,6 +75,7 @@ def _shown(request: Request) -> Shown:
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
 ForShowing = Annotated[Shown, Depends(_shown)]
+OpenTracing = Annotated[Tracing, Depends(_tracing)]
 OpenCourier = Annotated[Courier, Depends(_courier)]
 OpenStore = Annotated[Store, Depends(_store)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]

@@ -5,6 +5,7 @@ Which one that is follows from hashing each generator's address with the model's
 largest (rendezvous hashing): a generator more or less moves only its own share of the models.
 """
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -34,6 +35,11 @@ class Fleet:
     async def close(self) -> None:
         for member in self._members:
             await member.close()
+
+    async def answers(self) -> bool:
+        """Whether any generator does within two seconds; true where none is wanted."""
+        found = await asyncio.gather(*(member.answers() for member in self._members))
+        return any(found) or not found
 
     def lines(self, generation: Generation) -> Lines:
         """What the first generator says that is there and not full; see Generator.lines.

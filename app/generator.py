@@ -120,6 +120,14 @@ class Generator:
     async def close(self) -> None:
         await self._client.aclose()
 
+    async def answers(self) -> bool:
+        """Whether it is there, within two seconds."""
+        try:
+            answer = await self._client.get("/health", timeout=2.0)
+        except httpx2.HTTPError:
+            return False
+        return answer.status_code == 200
+
     async def lines(self, generation: Generation) -> AsyncGenerator[Piece | Usage | None]:
         """Pieces, then the usage; None is a sign of life. Closing the iterator stops the generation.
 

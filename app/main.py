@@ -48,6 +48,7 @@ from app.routes import (
 from app.settings import Settings
 from app.standing import Standing
 from app.storage import Store, StoreAway, StoreRefused, open_store
+from app.tracing import Tracing
 from app.upstream import Upstreams
 from app.watch.figures import Figures
 from app.watch.traffic import Requests, Traffic
@@ -99,6 +100,7 @@ async def _running(app: FastAPI) -> AsyncIterator[None]:
         await app.state.generator.close()
         await app.state.upstreams.close()
         await app.state.database.close()
+        await asyncio.to_thread(app.state.tracing.close)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -118,6 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.store = open_store(settings)
     app.state.figures, app.state.traffic = Figures(settings), Traffic()
+    app.state.tracing = Tracing(settings, "api")
     # The gate needs a key for everything that app/access.py does not name; this finds a gate that is missing.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(KEY_IN_HEADER), Depends(caller)])
     training = (jobs, pins, progress, diagnosis, permissions, recipe_form)

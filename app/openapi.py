@@ -50,7 +50,7 @@ MEDIA = {
 }
 # What else a call may answer.
 ALSO = {
-    "GET /readyz": {"503": "The database does not answer"},
+    "GET /readyz": {"503": "The database does not answer, or its schema is older"},
     "GET /v1/files/{file_id}/content": {"206": "A range of it", "416": "No such range"},
     f"GET {JOBS}/{{job_id}}/events/stream": {"204": "The job has ended, and all of it has been sent"},
 }

@@ -5,7 +5,6 @@ also taken under their customary names. docs/settings.md lists them all.
 """
 
 from datetime import timedelta
-from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -14,33 +13,20 @@ import platformdirs
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
-    StringConstraints,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.setting_types import Duration, Label
+
 Integrated = Literal["wandb", "mlflow", "tensorboard", "hub"]
 LISTS = ("hub_models", "integrations", "worker_labels", "webhook_allow", "webhook_retries")
 GIB = 1024**3
 ORIGIN = r"^https?://[^\s/?#]+/?$"
-
-
-def _seconds(value: object) -> object:
-    """A bare number is seconds; pydantic alone would want ISO 8601."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-Duration = Annotated[timedelta, BeforeValidator(_seconds)]
-# What a worker is told apart by.
-Label = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[A-Za-z0-9][\w.:=/-]{0,62}$")]
 
 
 def _customary(name: str) -> AliasChoices:
@@ -97,6 +83,13 @@ class Settings(BaseSettings):
     )
     refuse_root: bool = Field(False, description="Do not start as root; the container image sets it")
     log_level: str = Field("info", description="Least level written to the logs: debug, info, warning, error")
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices(
+            "otlp_endpoint", "FINETUNED_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        ),
+        description="Where traces are sent by OTLP over HTTP: http://host:4318; without it none are made",
+    )
     worker_slots: int = Field(1, ge=1, description="Jobs one worker trains at a time: one per GPU")
     worker_labels: Annotated[tuple[Label, ...], NoDecode] = Field(
         (),
@@ -234,9 +227,7 @@ class Settings(BaseSettings):
         description="After how long checkpoints of ended jobs go, save pinned, shared and needed ones and, of"
         " a job without a model, the newest and the best; without it they stay",
     )
-    event_retention: Duration | None = Field(
-        None, description="After how long events of ended jobs go; without it they stay"
-    )
+    event_retention: Duration | None = Field(None, description="After how long ended jobs' events go")
     metric_retention: Duration | None = Field(
         None,
         description="After how long curves of ended jobs are thinned to 500 points and every evaluation;"
@@ -279,22 +270,22 @@ class Settings(BaseSettings):
         """Every generator that GENERATOR_URL names."""
         return tuple(url.strip() for url in (self.generator_url or "").split(",") if url.strip())
 
-    @cached_property
+    @property
     def storage_folder(self) -> Path:
         """Files, checkpoints and models, by key."""
         return self.home / "storage"
 
-    @cached_property
+    @property
     def copies_folder(self) -> Path:
         """Copies of what lies in a bucket."""
         return self.home / "copies"
 
-    @cached_property
+    @property
     def address_file(self) -> Path:
         """Holds the API's address while it is up."""
         return self.home / "address"
 
-    @cached_property
+    @property
     def key_file(self) -> Path:
         """Holds the first API key, mode 0600."""
         return self.home / "key"

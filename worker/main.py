@@ -82,3 +82,4 @@ def _end(**_: Any) -> None:
     presence.close()
     runtime.trainers.close()
     runtime.database.close()
+    runtime.tracing.close()

@@ -45,6 +45,9 @@ class Order:
     revision: str | None = None
     sealed: str | JsonObject | None = None
     integrations: tuple[JsonObject, ...] = ()
+    request_id: str | None = None
+    traceparent: str | None = None
+    due_since: float = 0.0  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,13 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     refused = tuple(row.refuse_on or ())
     known = _revision(session, row.id), _sealed(session, row.source), tuple(row.integrations or ())
     saved = _saved(session, row.id)
-    return Order(row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused, *known)
+    origin: dict[str, Any] = {
+        "request_id": row.request_id,
+        "traceparent": row.traceparent,
+        "due_since": row.not_before.timestamp(),
+    }
+    given = row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused
+    return Order(*given, *known, **origin)
 
 
 def out_key(held: Claim) -> str:

@@ -11,6 +11,7 @@ from app.lifecycle.claims import Claim
 from app.lifecycle.offers import MISSED, Offer
 from app.settings import Settings
 from app.storage import Store
+from app.tracing import Tracing
 from worker.cells import Cell
 from worker.launch import WarmTrainers
 
@@ -28,8 +29,12 @@ class Runtime:
     offer: Offer = field(default_factory=lambda: Offer(""))
     draining: threading.Event = field(default_factory=threading.Event)
     held: set[Claim] = field(default_factory=set)
+    tracing: Tracing = field(init=False)
     _free_since: float = field(default_factory=time.monotonic)
     _claiming: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.tracing = Tracing(self.settings, "worker")
 
     def claim(self, job_id: str) -> Claim | None:
         """The first job in the order of service that fits here, whichever the message names.

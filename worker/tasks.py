@@ -24,6 +24,7 @@ from worker.outcome import Asked
 from worker.patience import patiently
 from worker.record import ClaimLost, Offline, Recorder
 from worker.runtime import Runtime
+from worker.spans import Spans
 from worker.training import events
 from worker.training.manifest import Damaged
 
@@ -80,6 +81,7 @@ class _Attempt:
         self.recorder = Recorder(runtime.database, self.settings, held)
         self.carrier = Carrier(runtime.store, self.settings, held, self.recorder)
         self.order: order.Order
+        self.spans: Spans
         self.inputs = Inputs(runtime)
         self.follower: Follower | None = None
         self.published: str | None = None  # the model's key
@@ -101,11 +103,14 @@ class _Attempt:
             self.runtime.store.clear(order.out_key(self.held))
             if self.follower is not None:
                 reporting.end(self.runtime, self.held, self.follower, self.published)
+            structlog.contextvars.unbind_contextvars("job_id", "request_id")
 
     def _train(self) -> None:
         try:
             with self.runtime.database.transaction() as session:
                 self.order = order.read(session, self.held, self.runtime.store, self.settings)
+            structlog.contextvars.bind_contextvars(job_id=self.held.job_id, request_id=self.order.request_id)
+            self.spans = Spans(self.runtime.tracing, self.held, self.order)
             self.recorder.expect(self.order.model_name, self.order.keep)
             line = self._bring()
         except order.MissingFile as error:
@@ -159,6 +164,7 @@ class _Attempt:
         self.follower = reporting.follow(self.runtime, self.held, self.order)
         try:
             trainer.begin(line)
+            self.spans.end("prepare")
             self._supervise(trainer)
         except BaseException:
             trainer.signal(signal.SIGKILL)
@@ -225,6 +231,8 @@ class _Attempt:
             case events.Saved():
                 self.carrier.take(event)
                 return
+            case events.Step():
+                self.spans.step()
             case _:
                 pass
         self.recorder.add(event)
@@ -237,7 +245,9 @@ class _Attempt:
             raise ClaimLost(self.held.job_id)
         self.carrier.settle()
         if self.finished is not None and code == FINISHED:
+            self.spans.end("train")
             self._publish(self.finished)
+            self.spans.end("publish")
             return
         if self.asked is None and code == FINISHED:
             code = 1  # it left without a model and without a word: a crash

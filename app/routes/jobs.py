@@ -15,7 +15,7 @@ from app.access import needs
 from app.audit import about
 from app.auth import Caller, KnownCaller
 from app.database import run
-from app.dependencies import CurrentSettings, ForShowing, OpenSession, OpenStore, Shown
+from app.dependencies import CurrentSettings, ForShowing, OpenSession, OpenStore, OpenTracing, Shown
 from app.errors import NotAllowed
 from app.inspection import refusals
 from app.inspection.desk import Desk, OpenDesk
@@ -54,6 +54,7 @@ async def _heed_findings(
 
 @router.post("")
 async def create_job(
+    request: Request,
     body: job_request.JobRequest,
     session: OpenSession,
     store: OpenStore,
@@ -61,6 +62,7 @@ async def create_job(
     shown: ForShowing,
     caller: KnownCaller,
     desk: OpenDesk,
+    tracing: OpenTracing,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     x_stainless_retry_count: RetryCount = 0,
 ) -> JsonObject:
@@ -112,6 +114,7 @@ async def create_job(
         "id": f"ftjob-{secrets.token_hex(12)}",
         "owner": caller.owner,
         "key_id": caller.key_id,
+        "request_id": request.state.request_id,
         "idempotency_key": idempotency_key,
         "request_sha256": digest,
         "model": source.name,
@@ -131,7 +134,9 @@ async def create_job(
         "least_memory_bytes": requires.memory_bytes,
         "memory_bytes": requires.memory_bytes or reckoning.memory(recipe, size, train.bytes, kind),
     }
-    row = await run(session, wishes.create, values)
+    parent = request.headers.get("traceparent")
+    with tracing.span("create_job", parent, job_id=values["id"], request_id=values["request_id"]):
+        row = await run(session, wishes.create, {**values, "traceparent": tracing.parent()})
     about(session, row.id if row.id == values["id"] else None)
     return (await _bodies(session, [row], shown))[0]
 

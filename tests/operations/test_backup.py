@@ -117,7 +117,9 @@ def test_a_database_of_ones_own_is_restored_into_an_empty_one_only(
     small: Path, new: Settings, api: Api
 ) -> None:
     said: list[str] = []
+    assert not new.storage_folder.exists(), "asked for before, it must not be remembered for another home"
     restore(new, small, said.append)
+    assert (new.storage_folder / "files").is_dir()
     assert (new.home / "key").read_text() == (api.settings.home / "key").read_text()
     assert (new.home / "webhook_key").read_text() == "secret"
     with serving(new) as url, api.client() as old, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
