@@ -14,7 +14,7 @@ from app.hyperparameters import RecipeError
 from app.integrations import Integration
 from app.priority import Priority
 from app.recipe import Recipe
-from app.settings import Label
+from app.setting_types import Label
 
 Values = dict[str, Any]
 
