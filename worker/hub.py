@@ -104,6 +104,7 @@ def _fill(hub: Any, hub_id: str, folder: Path, revision: str | None) -> None:
 
 def _ask(hub_id: str, question: Callable[[Any], None]) -> None:
     # Imported here: it takes a second, and most workers never fetch.
+    import httpx2
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -116,7 +117,7 @@ def _ask(hub_id: str, question: Callable[[Any], None]) -> None:
         ) from error
     except RepositoryNotFoundError as error:
         raise UnusableModel("the Hugging Face hub has no such model; check the name.") from error
-    except (OSError, HfHubHTTPError, RuntimeError) as error:
+    except (OSError, HfHubHTTPError, httpx2.HTTPError, RuntimeError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise UnusableModel("the disk is too full to fetch it; make room and try again.") from error
         log.warning("hub_unreachable", model=hub_id, error=str(error)[:300])

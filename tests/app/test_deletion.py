@@ -174,12 +174,12 @@ async def test_a_checkpoint_saved_again_while_its_bytes_are_removed_keeps_its_ke
 async def test_a_deletion_killed_half_way_is_finished_by_the_next(
     store: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app import storage
+    from app import folder
 
     put(store, "models/a/one")
     put(store, "models/a/two")
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_remove", lambda _: (_ for _ in ()).throw(OSError(5, "killed here")))
+        patch.setattr(folder, "_remove", lambda _: (_ for _ in ()).throw(OSError(5, "killed here")))
         with pytest.raises(OSError, match="killed"):
             store.delete("models/a")
     assert not store.path("models/a").exists()

@@ -221,7 +221,7 @@ def test_a_second_process_tells_the_same_of_the_jobs_and_its_own_of_its_requests
     assert {name: here[name] for name in shared} == {name: there[name] for name in shared}
     assert not any("/v1/files" in name for name in there)
     loops = {name for name in there if name.startswith("finetuned_dispatcher_loop_age_seconds")}
-    assert len(loops) == 5
+    assert len(loops) == 6
     assert there["finetuned_broker_up"] == 1
 
 

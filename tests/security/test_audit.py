@@ -53,6 +53,12 @@ class Doer:
         url = path.format(webhook_endpoint_id=endpoint, delivery_id=delivery)
         return lambda: self.http.request(method, url, json=body if method == "POST" else None)
 
+    def pin(self, method: str) -> Callable[[], httpx2.Response]:
+        job_id = make_job(self.http)["id"]
+        make_model(self.api.settings, self.api.settings.organization, job_id, f"ft:pinned:{job_id[-8:]}")
+        url = f"{JOBS}/{job_id}/checkpoints/ftckpt_{job_id}/pin"
+        return lambda: self.http.request(method, url)
+
     def model_name(self) -> str:
         job_id = make_job(self.http)["id"]
         name = f"ft:tiny-gpt2:finetuned::{job_id[-8:]}"
@@ -111,6 +117,8 @@ class Doer:
                 return self.job("pause")
             case "POST /v1/fine_tuning/jobs/{job_id}/resume":
                 return self.job("resume", "pause")
+            case _ if name.endswith("/checkpoints/{checkpoint_id}/pin"):
+                return self.pin(name.split()[0])
             case "DELETE /v1/models/{model:path}":
                 return self.model()
             case "POST /v1/uploads":

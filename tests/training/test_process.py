@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,15 +219,12 @@ def test_a_folder_that_brings_code_or_pickles_is_refused(job: Job, tmp_path: Pat
     from worker.training.failure import Failure
     from worker.training.model import inspect
 
-    for name, content in (
-        ("config.json", '{"auto_map": {"AutoModel": "evil.Model"}}'),
-        ("pytorch_model.bin", "x"),
-    ):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / name).write_text(content)
-        with pytest.raises(Failure, match="never"):
+    code, pickled = (Path(shutil.copytree(job.model, tmp_path / name)) for name in ("code", "pickled"))
+    config = json.loads((code / "config.json").read_text())
+    (code / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    for folder, reason in ((code, "never run"), (pickled, "safetensors")):
+        with pytest.raises(Failure, match=reason):
             inspect(folder)
 
 
