@@ -12,7 +12,7 @@ from tests.chaos.promises import Faults, all_succeed, holder, until
 from tests.chaos.world import World
 
 KILLS = 10
-STEPS = 300  # on fast cores a step takes 20 ms, and the row is 0.3 s behind
+STEPS = 420  # on fast cores a step takes 20 ms, the row is 0.3 s behind, and the tenth kill must meet a run
 RECIPE = {
     "max_steps": STEPS,
     "save_steps": 5,
