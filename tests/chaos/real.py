@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.chaos.promises import Faults, all_succeed, holder, until
+from tests.chaos.promises import Faults, all_succeed, holder, next_claim, until
 from tests.chaos.world import World
 
 KILLS = 10
@@ -62,7 +62,7 @@ def hurt(world: World, job_id: str, faults: Faults, rng: random.Random) -> None:
     for _ in range(KILLS):
         target = world.step(job_id) + rng.randint(1, 8)
         until(world, job_id, lambda job, step=target: job["step"] >= step, f"step {target}")  # type: ignore[misc]
-        name = holder(world, job_id)
+        name, epoch = holder(world, job_id), world.epoch(job_id)
         time.sleep(rng.random() * 0.1)
         if rng.random() < 0.3:
             world.kill(name)
@@ -70,6 +70,9 @@ def hurt(world: World, job_id: str, faults: Faults, rng: random.Random) -> None:
             for pid in world.trainers(name):
                 os.kill(pid, signal.SIGKILL)
         faults.count += 1
+        # What the dead one had still said arrives after its death: by the row alone, the next kill would come
+        # before the next attempt.
+        next_claim(world, job_id, epoch)
 
 
 def weights(world: World, job_id: str) -> str:
