@@ -61,10 +61,13 @@ def file(api: Api, server: BucketServer) -> str:
 
 
 def lasting(server: BucketServer) -> dict[str, str]:
-    """What lies in the bucket, by its hash, so that a difference is short to read; without the parts of uploads,
-    which the API removes in its own time once they are a file."""
-    objects = server.objects().items()
-    return {key: sha256(content).hexdigest() for key, content in objects if not key.startswith("api/uploads/")}
+    """What lies in the bucket, by its hash, so that a difference is short to read; without the parts of
+    uploads, which the API removes in its own time once they are a file."""
+    return {
+        key: sha256(content).hexdigest()
+        for key, content in server.objects().items()
+        if not key.startswith("api/uploads/")
+    }
 
 
 def test_a_file_comes_back_whole_and_in_ranges(api: Api, file: str) -> None:
