@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -334,7 +335,8 @@ def test_a_job_in_parts_on_two_devices_trains_as_on_one_and_pauses(client: OpenA
         )
         if devices == 2:
             wait_for(lambda id_=made.id: bool(jobs.checkpoints.list(id_).data), "a checkpoint")  # type: ignore[misc]
-            jobs.pause(made.id)
+            with suppress(BadRequestError):  # it has just succeeded
+                jobs.pause(made.id)
             wait_for(lambda id_=made.id: jobs.retrieve(id_).status != "running", "the pause")  # type: ignore[misc]
             if str(jobs.retrieve(made.id).status) == "paused":
                 jobs.resume(made.id)

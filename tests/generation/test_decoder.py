@@ -25,10 +25,41 @@ def test_the_short_way_of_a_step_gives_the_logits_of_the_long_one(model: Model) 
                 places = torch.arange(len(prompt))[None]
                 way.forward(torch.tensor([prompt]), places, cache)
                 timeline.insert(states_of(cache), len(prompt))
-            steps = [way.step(torch.arange(7) + step, timeline) for step in range(60)]
+            steps = [way.step(torch.arange(7) + step, timeline)[0].logits for step in range(60)]
         logits.append(steps)
     for short, long in zip(*logits, strict=True):
         assert torch.allclose(short, long, atol=1e-4, rtol=0)
+
+
+def test_prompts_are_read_beside_a_step_as_they_are_alone(model: Model) -> None:
+    """Their states and what comes after them; the rows of the step take no notice. And without any row."""
+    first, *others = prompts(5, seed=12)
+    with torch.inference_mode():
+        for rows in (1, 0):
+            beside, alone = Timeline(), Timeline()
+            if rows:
+                cache = read(model, first)[0]
+                beside.insert(states_of(cache), len(first))
+                alone.insert(states_of(cache), len(first))
+            tokens = torch.arange(rows) + 7
+            outlook, states = model.step(tokens, beside, prompts=[torch.tensor(each) for each in others])
+            if rows:
+                assert torch.allclose(
+                    outlook.logits[:rows], model.step(tokens, alone)[0].logits, atol=1e-4, rtol=0
+                )
+            for place, (prompt, own) in enumerate(zip(others, states, strict=True), rows):
+                cache, logits = read(model, prompt)
+                assert torch.allclose(outlook.logits[place], logits, atol=1e-4, rtol=0)
+                for one, other in zip(own, states_of(cache), strict=True):
+                    assert torch.allclose(one[0], other[0], atol=1e-4)
+                    assert torch.allclose(one[1], other[1], atol=1e-4)
+
+
+def read(model: Model, prompt: tuple[int, ...]) -> tuple[DynamicCache, torch.Tensor]:
+    """Through transformers: its keys and values, and the logits (vocabulary size) after it."""
+    cache = DynamicCache()
+    logits = model.forward(torch.tensor([prompt]), torch.arange(len(prompt))[None], cache)
+    return cache, logits[0, -1]
 
 
 def test_the_short_way_is_taken_for_what_it_knows_alone(model: Model) -> None:

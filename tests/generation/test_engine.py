@@ -4,6 +4,7 @@ import gc
 import random
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from tests.generation.tinymodel import CONTEXT, answers, make_tokenizer, start
 from worker.generation.batch import Batch, Capacity
 from worker.generation.cache import Timeline
+from worker.generation.decoder import Decoder
 from worker.generation.engine import Stepper
 from worker.generation.model import Model, load
 from worker.generation.request import Ask, Failed, Ticket
@@ -186,7 +188,7 @@ def test_waiting_prompts_hold_up_those_who_write_by_one_reading_at_most(
     assert writing == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("broken", ["_write", "forward", "insert"])
+@pytest.mark.parametrize("broken", ["_write", "step", "forward", "insert"])
 def test_a_failure_on_the_way_in_is_told_to_everybody(
     model: Model, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +197,9 @@ def test_a_failure_on_the_way_in_is_told_to_everybody(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    where = {"_write": Batch, "forward": Model, "insert": Timeline}[broken]
+    where = {"_write": Batch, "step": Decoder, "forward": Model, "insert": Timeline}[broken]
+    if broken == "forward":  # without the short way
+        model = replace(model, decoder=None)
     monkeypatch.setattr(where, broken, fail)
     batch = Batch(model, Capacity())
     told: list[list[object]] = [[] for _ in range(3)]
@@ -255,7 +259,7 @@ def test_a_step_that_fails_is_told_to_its_own_asks_alone(
     engine: Stepper, model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = load(folder, "broken", torch.device("cpu"))
-    monkeypatch.setattr(broken.weights, "forward", lambda **_: 1 / 0)
+    monkeypatch.setattr(broken.decoder, "step", lambda *_: 1 / 0)
     sound = start(engine, model, [Ask((1, 2), 50, sampling=GREEDY)])
     (told,) = answers(engine, broken, Ask((1, 2), 5))
     assert told.failure == "The generator failed at this request."

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 from app.errors import NotFound, ServiceError, Unavailable
 from tests.generation.tinymodel import make_model
 from worker.generation import loaded, model
+from worker.generation.head import Head
 from worker.generation.loaded import LoadedModels
 from worker.generation.model import Model
 
@@ -193,7 +194,7 @@ def test_the_head_gives_the_logits_of_the_plain_product() -> None:
     torch.manual_seed(0)
     for bias in (False, True):
         linear = torch.nn.Linear(16, 300, bias=bias)
-        head = model.Head(linear)
+        head = Head(linear)
         for shape in ((1, 1, 16), (5, 1, 16), (1, 7, 16), (3, 4, 16)):
             hidden = torch.randn(shape)
             assert torch.allclose(head(hidden), linear(hidden), atol=1e-5)

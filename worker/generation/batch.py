@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from worker.generation.cache import States, Timeline, states_of
+from worker.generation.head import Outlook
 from worker.generation.model import Model
 from worker.generation.request import Ask, Ended, Failed, PromptScored, Scored, Ticket, Written
 from worker.generation.sampling import Sampler, choose
@@ -34,7 +35,7 @@ class _Reading:
         self.done = 0
         self.scored: list[Scored] = [Scored(ticket.ask.prompt[0])]
         self.states: States = []
-        self.logits = torch.empty(0)  # (vocabulary size), of the first token to be written
+        self.outlook = Outlook(torch.empty(0))  # one row, for the first token to be written
         self.choices = deque(range(ticket.ask.choices))
 
     @property
@@ -55,6 +56,12 @@ class _Writing:
     @property
     def wanted(self) -> bool:
         return self.ticket.wants(self.choice)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it takes the likeliest token and wants to know no more of it."""
+        how = self.ticket.ask.sampling
+        return how.greedy and not how.adjusts and self.ticket.ask.logprobs is None
 
     def accept(self, token: int, scored: Scored, ends: frozenset[int]) -> bool:
         """Take the next token; whether more are to come."""
@@ -93,9 +100,9 @@ class Batch:
     def turn(self) -> None:
         """Let in who waits, as far as there is room, then write one token of every sequence."""
         self._drop(row for row, each in enumerate(self._writing) if not each.wanted)
-        self._admit()
-        if self._writing:
-            self._step()
+        beside = self._admit()
+        if self._writing or beside:
+            self._step(beside)
 
     def fail(self, message: str) -> None:
         """Tell everybody that it is over."""
@@ -107,24 +114,33 @@ class Batch:
             ticket.put(Failed(message))
             ticket.flush()
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[_Reading]:
+        """Read prompts and begin their choices; the prompts that the step itself is to read."""
         budget = READ_TOKENS
         self._start_choices()
         while budget > 0 and not self._read:
             if self._reading is None:
                 together = self._take_waiting(budget)
+                if together and self._reads_along(together):
+                    return together
                 if together:
                     budget -= self._read_together(together)
                 elif self.waiting and budget == READ_TOKENS:
                     self._reading = _Reading(self.waiting.popleft())
                 else:
-                    return  # nobody waits, or the next prompt is for the next turn
+                    break  # nobody waits, or the next prompt is for the next turn
             if self._reading is not None:
                 budget -= self._read_on(self._reading, budget)
                 if self._reading.finished or self._reading.ticket.cancelled:
                     self._read.append(self._reading)
                     self._reading = None
             self._start_choices()
+        return []
+
+    def _reads_along(self, readings: Sequence[_Reading]) -> bool:
+        """Whether the step can read them: beside its own rows their tokens cost next to nothing."""
+        tickets = [*(row.ticket for row in self._writing), *(each.ticket for each in readings)]
+        return self.model.reads_along([ticket.ask.adapter for ticket in tickets])
 
     def _take_waiting(self, budget: int) -> list[_Reading]:
         """The next prompts that can be read in one pass of `budget` tokens and have rows to go to: all of one
@@ -168,7 +184,7 @@ class Batch:
         for row, (reading, length, end) in enumerate(zip(readings, lengths, ends, strict=True)):
             own = slice(end - length, end)
             reading.states = [(keys[:, :, own], values[:, :, own]) for keys, values in states]
-            reading.logits = logits[row]
+            reading.outlook = Outlook(logits[row : row + 1])
             reading.done = length
         return len(tokens)
 
@@ -189,10 +205,12 @@ class Batch:
         )[0]
         reading.done += len(piece)
         reading.states = states_of(reading.cache)
-        reading.logits = logits[-1].clone()  # not a view: it would keep the logits of all positions
+        # Not a view: it would keep the logits of all positions.
+        reading.outlook = Outlook(logits[-1:].clone())
         if ask.prompt_logprobs:
             following = ask.prompt[reading.done - len(piece) + 1 : reading.done + 1]
-            reading.scored += _score(logits[: len(following)], following, [ask] * len(following))
+            scores = _score(Outlook(logits[: len(following)]), following, [ask] * len(following))
+            reading.scored += scores
             if reading.finished:
                 reading.ticket.put(PromptScored(tuple(reading.scored)))
         return len(piece)
@@ -208,8 +226,8 @@ class Batch:
                 break
             through += 1
         if begun:
-            logits = torch.stack([reading.logits for reading, _ in begun])
-            alive = self._write(logits, [row for _, row in begun])
+            outlook = Outlook.joined([reading.outlook for reading, _ in begun])
+            alive = self._write(outlook, [row for _, row in begun])
             for (reading, row), more in zip(begun, alive, strict=True):
                 if more:
                     self._timeline.insert(reading.states, len(row.ticket.ask.prompt))
@@ -241,26 +259,38 @@ class Batch:
         needed = rows * longest * self.model.cache_bytes_per_token
         return rows <= self.capacity.rows and needed <= self.capacity.cache_bytes
 
-    def _step(self) -> None:
-        """One forward pass over the last token of every row."""
+    def _step(self, beside: Sequence[_Reading]) -> None:
+        """One forward pass over the last token of every row, and over the prompts read beside."""
+        self._read.extend(beside)  # now: should it fail, they are told
         device = self.model.device
-        tokens = torch.tensor([row.token for row in self._writing], device=device)
+        rows = len(self._writing)
+        tokens = torch.tensor([row.token for row in self._writing], dtype=torch.long, device=device)
         adapters = [row.ticket.ask.adapter for row in self._writing]
-        logits = self.model.step(tokens, self._timeline, adapters)
-        alive = self._write(logits, self._writing)
+        prompts = [torch.tensor(each.ticket.ask.prompt, device=device) for each in beside]
+        outlook, states = self.model.step(tokens, self._timeline, adapters, prompts)
+        for place, (reading, own) in enumerate(zip(beside, states, strict=True), rows):
+            reading.states, reading.outlook = own, outlook.of([place])
+            reading.done = len(reading.ticket.ask.prompt)
+        alive = self._write(outlook.of(range(rows)), self._writing)
         tickets = dict.fromkeys(row.ticket for row in self._writing)
         self._drop(row for row, more in enumerate(alive) if not more)
         for ticket in tickets:
             ticket.flush()
+        self._start_choices()
 
-    def _write(self, logits: torch.Tensor, rows: Sequence[_Writing]) -> list[bool]:
-        """Choose one token for each row from (rows, vocabulary size); whether each goes on."""
-        tokens = choose(logits, [row.sampler for row in rows])
-        scored = _score(logits, tokens, [row.ticket.ask for row in rows])
-        ends = self.model.ends
-        return [
-            row.accept(token, score, ends) for row, token, score in zip(rows, tokens, scored, strict=True)
-        ]
+    def _write(self, outlook: Outlook, rows: Sequence[_Writing]) -> list[bool]:
+        """Choose one token for each row; whether each goes on."""
+        alive = [False] * len(rows)
+        for plain in (True, False):  # who wants the likeliest token alone needs no logits
+            places = [place for place, row in enumerate(rows) if row.plain is plain]
+            if not places:
+                continue
+            own, theirs = outlook.of(places), [rows[place] for place in places]
+            tokens = own.likeliest if plain else choose(own.logits, [row.sampler for row in theirs])
+            scored = _score(own, tokens, [row.ticket.ask for row in theirs])
+            for place, row, token, score in zip(places, theirs, tokens, scored, strict=True):
+                alive[place] = row.accept(token, score, self.model.ends)
+        return alive
 
     def _drop(self, rows: Iterable[int]) -> None:
         for row in sorted(rows, reverse=True):
@@ -269,14 +299,14 @@ class Batch:
             self._writing.pop()
 
 
-def _score(logits: torch.Tensor, tokens: Sequence[int], asks: Sequence[Ask]) -> list[Scored]:
-    """Log-probabilities of `tokens` under (rows, vocabulary size), for the rows whose ask wants them."""
+def _score(outlook: Outlook, tokens: Sequence[int], asks: Sequence[Ask]) -> list[Scored]:
+    """Log-probabilities of `tokens`, one a row, for the rows whose ask wants them."""
     scored = [Scored(token) for token in tokens]
     wanted = [row for row, ask in enumerate(asks) if ask.logprobs is not None]
     if not wanted:
         return scored
-    logprobs = logits[wanted].log_softmax(-1)
-    chosen = logprobs.gather(-1, torch.tensor([[tokens[row]] for row in wanted], device=logits.device))
+    logprobs = outlook.logits[wanted].log_softmax(-1)
+    chosen = logprobs.gather(-1, torch.tensor([[tokens[row]] for row in wanted], device=logprobs.device))
     most = max(asks[row].logprobs or 0 for row in wanted)
     best = logprobs.topk(most)
     values, ids = best.values.tolist(), best.indices.tolist()

@@ -15,9 +15,10 @@ from app.encoding import Encoder, EncodingError
 from worker.generation import adapter as adapters
 from worker.generation import int8
 from worker.generation.adapter import Adapter, Mixture
-from worker.generation.cache import Timeline, states_of
+from worker.generation.cache import States, Timeline, states_of
 from worker.generation.decoder import Decoder
 from worker.generation.grammar import Lexicon
+from worker.generation.head import Head, Outlook
 from worker.generation.vocabulary import Vocabulary
 
 Precision: TypeAlias = Literal["auto", "int8"]
@@ -87,45 +88,29 @@ class Model:
             ).logits
         return logits.float()
 
+    def reads_along(self, adapters: Sequence[Adapter | None]) -> bool:
+        """Whether a step of rows with these adapters can read prompts beside."""
+        return self.decoder is not None and self.decoder.reads_along and not any(adapters)
+
     def step(
-        self, tokens: torch.Tensor, timeline: Timeline, adapters: Sequence[Adapter | None] = ()
-    ) -> torch.Tensor:
-        """Logits in float32, (rows, vocabulary size), after one more token (rows,) of each row, through the
-        row's adapter."""
-        timeline.begin(self.device)
+        self,
+        tokens: torch.Tensor,
+        timeline: Timeline,
+        adapters: Sequence[Adapter | None] = (),
+        prompts: Sequence[torch.Tensor] = (),
+    ) -> tuple[Outlook, list[States]]:
+        """What comes after one more token (rows,) of each row, through the row's adapter, and then after each
+        of the prompts, where it reads along; and the keys and values of each prompt."""
+        if timeline.rows:
+            timeline.begin(self.device)
         if self.decoder is not None and not any(adapters):
-            logits = self.decoder.step(tokens, timeline)
+            found = self.decoder.step(tokens, timeline, prompts)
         else:
             places, mask = timeline.positions[:, None], timeline.mask.long()
             logits = self.forward(tokens[:, None], places, timeline, mask, adapters=adapters)[:, -1]
+            found = Outlook(logits), []
         timeline.advance()
-        return logits
-
-
-class Head(nn.Module):
-    """The output embedding on a CPU, where half of a decode step is this product and its layout decides.
-
-    Packed once by oneDNN, as torch's own compiler does it for weights that stay: of 256 by 50,257 on 2 cores
-    with AVX-512, 1, 16 and 64 rows take 2.6, 4.3 and 9.7 ms. As stored they take 2.8, 13 and 12; with a
-    contiguous transpose 2.0, 5.5 and 11.3, most of it to lay out the weight anew for each product.
-    """
-
-    ROWS = 16  # for which the layout is chosen; one for 1 or 64 is no faster there, and slower elsewhere
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = linear.weight  # (vocabulary size, width), usually the input embedding itself
-        self.bias = linear.bias
-        # Neither a parameter nor a buffer: its memory cannot be looked at, its size is that of the weight.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), self.ROWS)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(…, width) to (…, vocabulary size)."""
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        logits: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self._packed, self.bias, "none", [], ""
-        )
-        return logits.view(*hidden.shape[:-1], -1)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +156,8 @@ def load(folder: Path, name: str, device: torch.device, precision: Precision = "
     if device.type == "cpu" and precision == "int8":
         packed = int8.quantize(weights)
     elif device.type == "cpu" and isinstance(head := weights.get_output_embeddings(), nn.Linear):
-        weights.set_output_embeddings(Head(head))
-        packed = head.weight.nbytes
+        weights.set_output_embeddings(head := Head(head))
+        packed = head.size
     ends = _ends_of(weights, tokenizer)
     return Model(
         name=name,
@@ -224,10 +209,10 @@ def _encoder_of(folder: Path) -> Encoder | EncodingError:
 def weigh(folder: Path, device: torch.device) -> int:
     """About how many bytes `load` will need, by the sizes of the weight files.
 
-    The files may hold half precision; on a CPU a packed copy of the head comes on top.
+    The files may hold half precision; on a CPU a packed copy of the head comes on top, and one in int8.
     """
     stored = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
-    return stored * 2 if device.type == "cpu" else stored
+    return stored * 9 // 4 if device.type == "cpu" else stored
 
 
 def _size_of(weights: nn.Module) -> int:

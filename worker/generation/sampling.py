@@ -101,7 +101,7 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
         for row, sampler in enumerate(samplers):
             if sampler.sampling.adjusts:
                 sampler.adjust(logits[row])
-    tokens = _best(logits)
+    tokens = likeliest(logits)
     drawn = [row for row, sampler in enumerate(samplers) if not sampler.sampling.greedy]
     if drawn:
         chosen = _draw(logits[drawn], [samplers[row] for row in drawn])
@@ -114,7 +114,7 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
     return tokens
 
 
-def _best(logits: torch.Tensor) -> list[int]:
+def likeliest(logits: torch.Tensor) -> list[int]:
     """The likeliest token of each row; of equals the first.
 
     By blocks: torch's argmax goes through 50,257 numbers one by one (0.1 ms a row), its amax eight at a time.
