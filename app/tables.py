@@ -213,6 +213,9 @@ class Metric(Base):
     valid_reward_rejected: Mapped[float | None]
     valid_reward_margin: Mapped[float | None]
     valid_reward_accuracy: Mapped[float | None]
+    __table_args__ = (
+        Index("ix_metrics_evaluated", "job_id", "step", postgresql_where=text("valid_loss IS NOT NULL")),
+    )
 
 
 class Checkpoint(Base):

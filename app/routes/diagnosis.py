@@ -38,7 +38,7 @@ async def diagnose_job(job_id: str, session: OpenSession, caller: KnownCaller) -
 
 
 async def _course(session: AsyncSession, job: Job) -> Course:
-    rows = await curve.thinned(session, job.id, -1, None, POINTS)
+    rows = await curve.spread(session, job.id, -1, None, POINTS)
     facts = await session.scalar(
         select(Event.data).where(Event.job_id == job.id, Event.code == "prepared").order_by(Event.seq.desc())
     )

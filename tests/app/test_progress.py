@@ -101,7 +101,7 @@ def test_metrics_come_in_ranges_and_pages(http: httpx2.Client, database: WorkerD
     assert steps(http, job_id, every=25) == [25, 33, 50, 66, 75, 99, 100]
     page = http.get(f"/v1/fine_tuning/jobs/{job_id}/metrics", params={"after": 97, "limit": 2}).json()
     assert ([row["step"] for row in page["data"]], page["has_more"]) == ([98, 99], True)
-    for wrong in ({"points": 5}, {"points": 100, "every": 2}, {"limit": 0}, {"after": "x"}):
+    for wrong in ({"points": 5}, {"points": 100, "every": 2}, {"peaks": False}, {"limit": 0}, {"after": "x"}):
         assert http.get(f"/v1/fine_tuning/jobs/{job_id}/metrics", params=wrong).status_code == 400
 
 
@@ -116,6 +116,13 @@ def test_a_long_curve_is_thinned_without_losing_a_peak_an_end_or_an_evaluation(
     assert max(b - a for a, b in pairwise(found)) <= 120, "no stretch is left out"
     assert steps(http, job_id, points=1000, after=17_000, before=17_500) == list(range(17_001, 17_500))
     assert steps(http, job_id, points=10, after=30_000) == []
+    evenly = steps(http, job_id, points=1000, peaks=False)
+    assert evenly == sorted(set(evenly))
+    assert 1000 <= len(evenly) <= 1003
+    assert {1, 10_000, 20_000, 30_000} <= set(evenly)
+    assert max(b - a for a, b in pairwise(evenly)) <= 31
+    assert steps(http, job_id, points=1000, peaks=False, before=500) == list(range(1, 500))
+    assert steps(http, job_id, points=10, peaks=False, after=30_000) == []
 
 
 def test_of_evaluations_without_end_the_extremes_are_kept(
@@ -123,6 +130,7 @@ def test_of_evaluations_without_end_the_extremes_are_kept(
 ) -> None:
     fill(database, job_id, 5_000, spike=2_500, every=1)
     assert len(steps(http, job_id, points=100)) <= 202
+    assert len(steps(http, job_id, points=100, peaks=False)) == 100
 
 
 def test_a_jobs_events_become_visible_in_the_order_of_their_numbers(

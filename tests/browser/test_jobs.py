@@ -160,6 +160,66 @@ def test_zoom_smoothing_scale_and_axis(new_page: NewPage, done: str) -> None:
     assert page.evaluate("document.querySelector('[data-chart=loss] .plot').data[0].x[0]") == 0
 
 
+class Fingers:
+    """Playwright has a tap alone; the protocol below it has every finger."""
+
+    def __init__(self, page: Page) -> None:
+        self._session = page.context.new_cdp_session(page)
+
+    def __call__(self, kind: str, *fingers: tuple[float, float]) -> None:
+        points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(fingers)]
+        self._session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+
+def test_two_fingers_zoom_one_moves_and_two_taps_show_all(new_page: NewPage, done: str) -> None:
+    page = new_page(size=PHONE, at=f"#/jobs/{done}")
+    wait_until(page, lambda: len(page.evaluate(LOSS)) == 8, "the curve")
+    touch = Fingers(page)
+    plot = page.locator("[data-chart=loss] .plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+
+    def at(share: float) -> tuple[float, float]:
+        return box["x"] + 52 + share * (box["width"] - 64), y
+
+    def shown(chart: str) -> list[float]:
+        found = page.evaluate(f"document.querySelector('[data-chart={chart}] .plot').layout.xaxis.range")
+        return [round(float(end), 1) for end in found]
+
+    whole = shown("loss")
+    middle, quarter = (whole[0] + whole[1]) / 2, (whole[1] - whole[0]) / 8
+    scrolled = page.evaluate("scrollY")
+    touch("Start", at(0.4))
+    touch("Start", at(0.4), at(0.6))
+    for spread in (0.1, 0.2, 0.3, 0.4):
+        touch("Move", at(0.5 - spread), at(0.5 + spread))
+    between = [middle - quarter, middle + quarter]
+    assert shown("loss") == pytest.approx(between, abs=0.1), "what was between the fingers fills the chart"
+    touch("End")
+    page.get_by_role("button", name="Show all").wait_for()
+    assert shown("grad_norm") == shown("loss"), "the other charts follow"
+    low, high = shown("loss")
+    touch("Start", at(0.2))
+    for share in (0.4, 0.6):
+        touch("Move", at(share))
+    touch("End")
+    moved = shown("grad_norm")
+    assert moved[0] < low
+    assert moved[1] - moved[0] == pytest.approx(high - low, abs=0.2)
+    assert page.evaluate("scrollY") == scrolled
+    for _ in range(2):
+        touch("Start", at(0.5))
+        touch("End")
+    wait_until(page, lambda: shown("loss") == whole, "all of it")
+    touch("Start", at(0.5))
+    for up in (20, 60, 120):
+        touch("Move", (at(0.5)[0], y - up))
+    touch("End")
+    wait_until(page, lambda: page.evaluate("scrollY") > scrolled, "a page that scrolls under one finger")
+
+
 def test_a_diagnosis_is_drawn_and_begins_a_new_job_with_the_change(new_page: NewPage, done: str) -> None:
     page = new_page(at=f"#/jobs/{done}")
     card = page.locator(".diagnosis")

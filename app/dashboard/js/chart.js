@@ -1,14 +1,29 @@
-// A line chart: Plotly behind a few verbs. Loaded when the first chart is made, from this server.
+// A line chart: Plotly behind a few verbs. Loaded from this server when the first chart is made, or is sure to be.
 
+import { show, svg } from './dom.js';
+import { pinchable } from './pinch.js';
+
+const MARGIN = { l: 52, r: 12, t: 8, b: 32 }; // pixels around the plot itself
 const MOST_POINTS = 6_000; // of one line; more are no picture, and the page must stay quick
 
 let loading = null;
+
+const SCRIPT = '/dashboard/plotly.min.js';
+
+// Begins to fetch what charts need, and runs none of it: a page that will have some says so before it asks for their
+// numbers. Reading that script keeps a page from answering for half a second, which is for later.
+export function warm() {
+  if (loading || document.querySelector(`link[href="${SCRIPT}"]`)) return;
+  const link = document.createElement('link');
+  Object.assign(link, { rel: 'preload', as: 'script', href: SCRIPT });
+  document.head.append(link);
+}
 
 function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = document.createElement('script');
     const restore = withoutStyles();
-    script.src = '/dashboard/plotly.min.js';
+    script.src = SCRIPT;
     script.onload = () => {
       restore();
       resolve(window.Plotly);
@@ -56,6 +71,20 @@ export function smooth(values, weight) {
   });
 }
 
+// The curves alone, where a chart will have them: seen at once, before the library that draws all else has been read.
+export function sketch(element, lines) {
+  const [width, height] = [element.clientWidth - MARGIN.l - MARGIN.r, element.clientHeight - MARGIN.t - MARGIN.b];
+  const steps = lines.flatMap((line) => [line.steps[0], line.steps.at(-1)]);
+  const [first, last] = [Math.min(...steps), Math.max(...steps)];
+  const [low, high] = span(lines);
+  const room = (high - low) / 18 || Math.abs(low) || 1; // as the chart leaves above and below
+  const x = (step) => (MARGIN.l + (width * (step - first)) / (last - first || 1)).toFixed(1);
+  const y = (value) => (MARGIN.t + (height * (high + room - value)) / (high - low + 2 * room)).toFixed(1);
+  show(element, svg('svg', { class: 'sketch', 'aria-hidden': 'true' }, lines.map((line) => svg('path', {
+    d: `M${line.steps.map((step, i) => `${x(step)} ${y(line.values[i])}`).join('L')}`, style: { stroke: `var(--${line.colour})` },
+  }))));
+}
+
 // A chart in `element`, which needs a height of its own: so nothing jumps when it is drawn.
 //   const chart = await makeChart(element, {label: 'Loss', signal, onZoom: (from, to) => …});
 //   chart.draw(lines, options, marks)   anew or changed
@@ -71,35 +100,56 @@ export async function makeChart(element, { label, signal, onZoom = null, tickfor
   element.setAttribute('role', 'img');
   element.setAttribute('aria-label', label);
   const touch = matchMedia('(pointer: coarse)').matches;
-  let drawn = [[], {}, []];
+  let drawn = null;
+  let all = null; // {axis, lines, range} as last drawn without a range: what lies around a part that is zoomed into
   let toSteps = (x) => x;
 
   chart.draw = (lines, options = {}, marks = []) => {
+    const first = drawn === null;
     drawn = [lines, options, marks];
     const settings = { log: false, smoothing: 0, axis: 'step', range: null, ticksuffix: '', signed: false, ...options };
     const unit = settings.axis === 'time' ? timeUnit(lines) : null;
-    if (unit) toSteps = (x) => stepAt(lines[0], x * unit.seconds);
-    else toSteps = (x) => x;
+    const whole = settings.range === null || all?.axis !== settings.axis;
+    if (whole) all = { axis: settings.axis, lines, range: null };
+    toSteps = unit ? (x) => stepAt([lines[0], all.lines[0]], x * unit.seconds) : (x) => x;
+    if (first) element.replaceChildren(); // a sketch
     Plotly.react(element, lines.flatMap((line) => traces(line, settings, unit)), layout(lines, settings, marks, unit, { tickformat, touch, own: !onZoom }), {
       displayModeBar: false, doubleClick: onZoom ? false : 'reset', scrollZoom: false, showTips: false,
     });
+    if (whole) all.range = element.layout.xaxis.range?.map(Number) ?? [0, 1]; // a chart that is not seen has none
+    if (first) listen();
   };
-  chart.draw([]);
-  element.on('plotly_relayout', (change) => {
-    const from = change['xaxis.range[0]'];
-    if (onZoom && from !== undefined) onZoom(toSteps(Number(from)), toSteps(Number(change['xaxis.range[1]'])));
-  });
-  element.on('plotly_doubleclick', () => onZoom?.(null, null));
-  const redraw = () => chart.draw(...drawn);
-  window.addEventListener('theme', redraw, { signal });
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw, { signal });
-  // Plotly's own `responsive` looks at the window alone; a box may change without it.
-  const watch = new ResizeObserver(() => element.offsetWidth && Plotly.Plots.resize(element));
-  watch.observe(element);
-  signal?.addEventListener('abort', () => {
-    watch.disconnect();
-    Plotly.purge(element);
-  }, { once: true });
+
+  // Only what has been drawn once can be listened to.
+  function listen() {
+    element.on('plotly_relayout', (change) => {
+      const from = change['xaxis.range[0]'];
+      if (onZoom && from !== undefined) onZoom(toSteps(Number(from)), toSteps(Number(change['xaxis.range[1]'])));
+    });
+    element.on('plotly_doubleclick', () => onZoom?.(null, null));
+    if (onZoom) pinchable(element, view, signal);
+    const redraw = () => chart.draw(...drawn);
+    window.addEventListener('theme', redraw, { signal });
+    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw, { signal });
+    // Plotly's own `responsive` looks at the window alone; a box may change without it.
+    const watch = new ResizeObserver(() => element.offsetWidth && Plotly.Plots.resize(element));
+    watch.observe(element);
+    signal?.addEventListener('abort', () => {
+      watch.disconnect();
+      Plotly.purge(element);
+    }, { once: true });
+  }
+
+  const view = {
+    shown: () => element.layout.xaxis.range.map(Number),
+    whole: () => all.range,
+    edges: () => {
+      const box = element.getBoundingClientRect();
+      return [box.left + MARGIN.l, box.right - MARGIN.r];
+    },
+    show: (from, to) => Plotly.relayout(element, { 'xaxis.range': [from, to] }),
+    done: (from, to) => (from === null ? onZoom(null, null) : onZoom(toSteps(from), toSteps(to))),
+  };
   return chart;
 }
 
@@ -125,7 +175,7 @@ function layout(lines, { log, axis, range, ticksuffix, signed }, marks, unit, { 
   const shown = range === null ? null : stepped ? range : range.map((step) => elapsedAt(lines[0], step) / unit.seconds);
   return {
     autosize: true,
-    margin: { l: 52, r: 12, t: 8, b: 32 },
+    margin: MARGIN,
     paper_bgcolor: 'rgba(0,0,0,0)',
     plot_bgcolor: 'rgba(0,0,0,0)',
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
@@ -139,10 +189,23 @@ function layout(lines, { log, axis, range, ticksuffix, signed }, marks, unit, { 
       ...grid, type: 'linear', tickformat: stepped ? ',~d' : '~g', hoverformat: stepped ? ',d' : '.3~g', nticks: 9, zeroline: false, ...(stepped && few(lines, range) ? { dtick: 1 } : {}),
       ticksuffix: stepped ? '' : ` ${unit.name}`, ...(shown ? { range: shown, autorange: false } : { autorange: true }),
     },
-    yaxis: { ...grid, type: log ? 'log' : 'linear', tickformat, fixedrange: true, autorange: true, nticks: 6, zeroline: false, ticksuffix, rangemode: signed ? 'normal' : 'nonnegative' },
+    yaxis: { ...grid, type: log ? 'log' : 'linear', tickformat, fixedrange: true, ...heights(lines, log), nticks: 6, zeroline: false, ticksuffix, rangemode: signed ? 'normal' : 'nonnegative' },
     shapes: stepped ? marks.map((mark) => drawMark(mark, warn)) : [],
     annotations: stepped ? marks.filter((mark) => mark.text).map((mark) => noteMark(mark, log, warn)) : [],
   };
+}
+
+// Plotly would put a line that never changes into a range of its own making, which says 1 where all is 0.0001.
+function heights(lines, log) {
+  const [low, high] = span(lines);
+  return low === high && low > 0 && !log ? { range: [0, 2 * low], autorange: false } : { autorange: true };
+}
+
+// The lowest and the highest value of all lines.
+function span(lines) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const { values } of lines) for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  return [low, high];
 }
 
 function drawMark(mark, rgb) {
@@ -173,7 +236,9 @@ function timeUnit(lines) {
   return UNITS.findLast((unit) => longest >= 2 * unit.seconds) ?? UNITS[0];
 }
 
-function stepAt(line, seconds) {
+// By the first of the lines that reaches so far, both ways.
+function stepAt(lines, seconds) {
+  const line = lines.find(({ elapsed }) => elapsed[0] <= seconds && seconds <= elapsed.at(-1)) ?? lines.at(-1);
   const at = line.elapsed.findIndex((elapsed) => elapsed >= seconds);
   return line.steps.at(at) ?? 0;
 }
@@ -185,6 +250,11 @@ function elapsedAt(line, step) {
 
 // Plotly reads a few tags in texts.
 const escaped = (text) => String(text).replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+
+// How one zooms, with what is in the reader's hand.
+export function zoomHint() {
+  return matchMedia('(pointer: coarse)').matches ? 'Two fingers zoom into a chart, two taps show all.' : 'Drag across a chart to zoom, double-click to see all.';
+}
 
 // A line that grows: drops every second point of the older half when it becomes long.
 export function thin(points) {

@@ -73,6 +73,12 @@ export function pause(milliseconds, signal) {
   });
 }
 
+// Until the browser has shown what was drawn; a page that nobody sees shows nothing, and waits a moment.
+export function seen(signal) {
+  const shown = new Promise((resolve) => { requestAnimationFrame(() => requestAnimationFrame(resolve)); });
+  return Promise.race([shown, pause(500, signal)]);
+}
+
 // A function that has `work` done soon, once for all that ask for it within `milliseconds`.
 export function soon(work, milliseconds, signal) {
   let timer = null;

@@ -1,10 +1,11 @@
 // A job's charts: what was measured, whole or the part that the reader zoomed into, and what comes.
 
 import { api } from '../api.js';
-import { makeChart, thin } from '../chart.js';
+import { makeChart, sketch, thin, warm, zoomHint } from '../chart.js';
 import { h, setText } from '../dom.js';
 import { bytes, compact, number, whole } from '../format.js';
 import { button } from '../parts.js';
+import { pause, seen } from '../stream.js';
 import { jobPath } from '../wishes.js';
 
 const POINTS = 1_200; // of a curve, whatever its length: more than a screen has columns
@@ -20,25 +21,29 @@ const CHARTS = [
   { key: 'memory_bytes', title: 'Memory', lines: [['memory_bytes', 'Peak', 'chart-5']], exact: true, say: bytes, tickformat: '.3~f', scaled: true },
 ];
 
-// {element, points(), set(points), add(metric), evaluate(facts), mark(findings), load()} of one job.
+// {element, points(), add(metric), evaluate(facts), mark(findings), load()} of one job.
 export function makeCurves(jobId, signal, onChange) {
   const options = { log: false, smoothing: 0, axis: 'step' };
   let points = []; // of the whole run, oldest first
   let part = null; // {from, to, points} of what is zoomed into
   let marks = {};
   let due = null;
+  let at = -EVERY; // when it was last drawn
   const boxes = new Map();
+  // Asked for at once, before anybody has the job itself: of a long job steps at equal distances, which cost little.
+  const asked = api.get(`${jobPath(jobId)}/metrics`, { query: { points: POINTS, peaks: false }, signal });
+  asked.catch(() => {}); // told by load()
 
   const smoothing = h('input', { type: 'range', min: 0, max: 0.98, step: 0.02, value: 0, id: 'smoothing', oninput: () => { options.smoothing = Number(smoothing.value); draw(); } });
   const log = h('input', { type: 'checkbox', onchange: () => { options.log = log.checked; draw(); } });
   const whole = button('Show all', { small: true, onclick: () => zoom(null, null) });
-  whole.hidden = true;
+  whole.style.visibility = 'hidden'; // its place stays: nothing moves when it comes
   const axes = [['step', 'Steps'], ['time', 'Time']].map(([value, label]) => h('button', { type: 'button', 'aria-pressed': String(value === options.axis), onclick: () => turn(value) }, label));
   const tools = h('div', { class: 'row chart-tools' },
     h('div', { class: 'segments', role: 'group', 'aria-label': 'Horizontal axis' }, axes),
     h('label', { class: 'check' }, log, 'Log scale'),
     h('label', { class: 'check', for: 'smoothing' }, 'Smoothing', smoothing),
-    whole, h('span', { class: 'muted zoom-hint' }, 'Drag across a chart to zoom, double-click to see all.'));
+    h('span', { class: 'muted zoom-hint' }, zoomHint()), whole);
   const grid = h('div', { class: 'charts' });
   const element = h('section', { 'aria-label': 'Charts' }, tools, grid);
 
@@ -50,10 +55,10 @@ export function makeCurves(jobId, signal, onChange) {
 
   async function zoom(from, to) {
     if (!points.length) return;
-    whole.hidden = from === null;
+    whole.style.visibility = from === null ? 'hidden' : '';
     part = from === null ? null : { from, to, points: points.filter((point) => point.step >= from && point.step <= to) };
     draw();
-    if (part === null || points.length >= points.at(-1).step - points[0].step) return;
+    if (part === null || !isThinned(points)) return;
     const mine = part; // more of it than the whole had
     const query = { after: Math.max(-1, Math.floor(from) - 1), before: Math.ceil(to) + 1, points: POINTS };
     const found = await api.get(`${jobPath(jobId)}/metrics`, { query, signal }).catch(() => null);
@@ -63,28 +68,34 @@ export function makeCurves(jobId, signal, onChange) {
     }
   }
 
-  async function chartOf(chart) {
+  // The place of a chart, before there is any number in it: nothing moves later.
+  function boxOf(chart) {
     const value = h('span', { class: 'now' });
     const area = h('div', { class: `plot${chart.large ? ' large' : ''}` });
     const box = h('figure', { class: `card chart${chart.large ? ' large' : ''}`, dataset: { chart: chart.key } }, h('figcaption', { class: 'row spread' }, h('h3', {}, chart.title), value), area);
     const at = CHARTS.findIndex((one) => one.key === chart.key);
     const next = CHARTS.slice(at + 1).map((one) => boxes.get(one.key)?.box).find(Boolean);
     grid.insertBefore(box, next ?? null);
-    const made = { value, box, drawn: null };
-    boxes.set(chart.key, made);
-    made.drawn = await makeChart(area, { label: `${chart.title}, drawn by step`, signal, tickformat: chart.tickformat, onZoom: (from, to) => { zoom(from, to); } });
-    return made;
+    boxes.set(chart.key, { value, box, area, drawn: null });
   }
 
-  function draw() {
+  async function chartOf(chart) {
+    if (!boxes.has(chart.key)) boxOf(chart);
+    const made = boxes.get(chart.key);
+    made.drawn ??= await makeChart(made.area, { label: `${chart.title}, drawn by step`, signal, tickformat: chart.tickformat, onZoom: (from, to) => { zoom(from, to); } });
+  }
+
+  function draw(only = CHARTS) {
+    clearTimeout(due);
     due = null;
+    at = performance.now();
     const shown = part?.points ?? points;
     const elapsed = times(shown, points[0]?.created_at);
-    for (const chart of CHARTS) {
-      const lines = chart.lines.map(([name, label, colour]) => lineOf(shown, elapsed, name, label, colour, chart)).filter((line) => line.steps.length);
+    for (const chart of only) {
+      const lines = linesOf(chart, shown, elapsed);
       const box = boxes.get(chart.key);
       if (!box?.drawn) {
-        if (!box && lines.length) chartOf(chart).then(draw, (error) => { if (!signal.aborted) console.error(error); });
+        if (!box && lines.length) chartOf(chart).then(() => draw(), (error) => { if (!signal.aborted) console.error(error); });
         continue;
       }
       const log = options.log && chart.log;
@@ -94,22 +105,48 @@ export function makeCurves(jobId, signal, onChange) {
     onChange(points);
   }
 
+  // The first number after a while at once, then one drawing in EVERY.
   function soon() {
-    if (due === null) due = setTimeout(() => (document.hidden ? (due = null) : draw()), EVERY);
+    due ??= setTimeout(() => (document.hidden ? (due = null) : draw()), Math.max(0, at + EVERY - performance.now()));
   }
   document.addEventListener('visibilitychange', () => document.hidden || draw(), { signal });
   signal.addEventListener('abort', () => clearTimeout(due), { once: true });
-  // The places of those that every job has, before there is any number: nothing moves later.
+
+  // The peaks between the steps that were drawn first.
+  async function addPeaks() {
+    const { data } = await api.get(`${jobPath(jobId)}/metrics`, { query: { points: POINTS }, signal });
+    const known = new Map(points.map((point) => [point.step, point]));
+    for (const point of data) {
+      const streamed = known.get(point.step); // it may know of an evaluation that came meanwhile
+      if (streamed && point.valid_loss === null) Object.assign(point, streamed);
+    }
+    points = [...data, ...points.filter((point) => point.step > (data.at(-1)?.step ?? -1))];
+    draw();
+  }
+
   const first = CHARTS.filter((chart) => !chart.key.startsWith('reward'));
+  first.forEach(boxOf);
+  warm();
 
   return {
     element,
     points: () => points,
     async load() {
-      const { data } = await api.get(`${jobPath(jobId)}/metrics`, { query: { points: POINTS }, signal });
-      points = data;
-      await Promise.all(first.map(chartOf));
-      if (!signal.aborted) draw();
+      points = (await asked).data;
+      for (const chart of first) {
+        const lines = linesOf(chart, points, []);
+        if (lines.length) sketch(boxes.get(chart.key).area, lines);
+      }
+      onChange(points);
+      await seen(signal);
+      for (const chart of first) { // one after another: the large one is seen first
+        await chartOf(chart);
+        if (signal.aborted) return;
+        draw([chart]);
+        await pause(0, signal);
+      }
+      draw(CHARTS.filter((chart) => chart.key.startsWith('reward')));
+      if (isThinned(points)) addPeaks().catch(() => {}); // the picture is right without, if smoother
     },
     add(metric) {
       const last = points.at(-1);
@@ -133,6 +170,9 @@ export function makeCurves(jobId, signal, onChange) {
   };
 }
 
+// Whether there are steps between the first and the last that are not among them.
+const isThinned = (points) => points.length > 1 && points.length <= points.at(-1).step - points[0].step;
+
 // The newest value of a metric; null where there is none.
 export function latest(points, name) {
   return points.findLast((point) => point[name] !== null && point[name] !== undefined)?.[name] ?? null;
@@ -140,6 +180,8 @@ export function latest(points, name) {
 
 const UNITS = [{ bytes: 1, suffix: '' }, { bytes: 2 ** 20, suffix: ' MB' }, { bytes: 2 ** 30, suffix: ' GB' }];
 const unitOf = (value) => UNITS[value >= 2 ** 30 ? 2 : 1];
+
+const linesOf = (chart, points, elapsed) => chart.lines.map(([name, label, colour]) => lineOf(points, elapsed, name, label, colour, chart)).filter((line) => line.steps.length);
 
 function lineOf(points, elapsed, name, label, colour, { exact, scaled }) {
   const line = { name: label, colour, steps: [], values: [], elapsed: [], smoothed: !exact };

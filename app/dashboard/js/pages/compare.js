@@ -2,7 +2,7 @@
 
 import { api } from '../api.js';
 import { asking } from '../asking.js';
-import { makeChart } from '../chart.js';
+import { makeChart, zoomHint } from '../chart.js';
 import { h, show as fill } from '../dom.js';
 import { compact, DASH, duration, number, whole } from '../format.js';
 import { badge, button, buttonLink, emptyState, field, head, table, toast } from '../parts.js';
@@ -86,7 +86,7 @@ export async function show(root, params, signal) {
     });
     chart.draw(lines.filter((line) => line.values.length), { log: log.checked && name !== 'reward_margin', smoothing: Number(smoothing.value), axis: time.checked ? 'time' : 'step', range, signed: name === 'reward_margin' });
     const without = lines.filter((line) => !line.values.length).map((line) => line.name);
-    told.textContent = without.length ? `Without it: ${without.join(', ')}.` : time.checked ? 'Across: time since the first step.' : 'Across: steps. Drag to zoom, double-click to see all.';
+    told.textContent = without.length ? `Without it: ${without.join(', ')}.` : time.checked ? 'Across: time since the first step.' : `Across: steps. ${zoomHint()}`;
   }
 
   function drawDifferences(jobs) {

@@ -24,6 +24,8 @@ const DIAGNOSE_EVERY = 20_000; // ms
 
 export async function show(root, { id, tab = '' }, signal) {
   const path = jobPath(id);
+  const tiles = makeTiles();
+  const curves = makeCurves(id, signal, (points) => tiles.measure(points));
   let job = await api.get(path, { signal });
   document.title = `${nameOf(job)} · finetuned`;
 
@@ -34,7 +36,6 @@ export async function show(root, { id, tab = '' }, signal) {
   const far = h('span');
   const left = h('span', { class: 'muted' });
   const line = h('span', { class: 'live', role: 'status' });
-  const tiles = makeTiles();
   const failure = makeFailure();
   const diagnosis = makeDiagnosis();
   const recipe = makeRecipe();
@@ -43,7 +44,6 @@ export async function show(root, { id, tab = '' }, signal) {
   const samples = makeSamples(id, signal);
   const checkpoints = makeCheckpoints(id, signal);
   const card = makeCard(signal);
-  const curves = makeCurves(id, signal, (points) => tiles.measure(points));
   const parts = tabs('About this job', [
     ['history', 'History', h('div', { class: 'stack' }, attempts.element, events.element)],
     ['samples', 'Samples', samples.element],
