@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from app.terminal import (
+    audit,
     chat,
+    checkpoints,
     compare,
     doctor,
     download,
@@ -18,8 +20,10 @@ from app.terminal import (
     generate,
     jobs,
     keys,
+    metrics,
     models,
     screen,
+    storage,
     submit,
     watch,
     webhooks,
@@ -106,6 +110,7 @@ for command in (
     jobs.job,
     watch.watch,
     jobs.logs,
+    metrics.metrics,
     jobs.cancel,
     jobs.pause,
     jobs.resume,
@@ -116,11 +121,12 @@ for command in (compare.compare, compare.diagnose, download.download, generate.g
 for name, group in (
     ("files", files.group),
     ("models", models.group),
+    ("checkpoints", checkpoints.group),
     ("keys", keys.group),
     ("webhooks", webhooks.group),
 ):
     commands.add_typer(group, name=name, rich_help_panel=THINGS)
-for command in (workers.workers, doctor.doctor):
+for command in (workers.workers, storage.storage, audit.audit, doctor.doctor):
     commands.command(rich_help_panel=SERVICE)(command)
 
 

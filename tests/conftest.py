@@ -6,6 +6,7 @@ module_database_url the same, shared by the tests of one file
 empty_database_url  a database of its own for this test, with nothing in it
 redis_url           the session's Valkey, shared: keep to keys of your own
 empty_redis_url     the same, emptied before the test
+shared_stack        the whole service, once for all files that neither stop it nor count what is in it
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from app.embedded import sockets
 from app.embedded.postgres import ROLE, Postgres
 from app.embedded.valkey import Valkey
 from app.settings import Settings
+from tests.flow.stack import QUICK, Stack
 
 NewDatabase = Callable[[str], str]
 
@@ -100,3 +102,15 @@ def database_url(new_database: NewDatabase, migrated_template: str) -> str:
 @pytest.fixture(scope="module")
 def module_database_url(new_database: NewDatabase, migrated_template: str) -> str:
     return new_database(migrated_template)
+
+
+@pytest.fixture(scope="session")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    settings = {**QUICK, "FINETUNED_WEBHOOK_ALLOW": "127.0.0.0/8"}
+    stack = Stack(tmp_path_factory.mktemp("home"), settings)
+    stack.start()
+    try:
+        yield stack
+    finally:
+        if stack.process.poll() is None:
+            stack.stop()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -98,6 +98,16 @@ class Api:
             timeout=patient,
         )
         return _json(sent)
+
+    def send_part(self, where: str, data: BinaryIO) -> JsonObject:
+        """A part of an upload, sent again where the line breaks: the service knows a repeated one by its
+        bytes and the count of tries. Raises Refused, Unreachable."""
+        return _json(self._send("POST", where, repeatable=True, files={"data": ("data", data)}))
+
+    def complete(self, where: str, body: JsonObject) -> JsonObject:
+        """Have a file made of an upload's parts, however long that takes. Raises Refused, Unreachable."""
+        patient = httpx2.Timeout(None, connect=5.0)
+        return _json(self._send("POST", where, repeatable=True, json=body, timeout=patient))
 
     def delete(self, where: str) -> JsonObject:
         """Raises Refused, Unreachable."""

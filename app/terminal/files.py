@@ -1,23 +1,22 @@
 """Files: the list, upload, what training will make of one, delete."""
 
 import errno
-import hashlib
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.terminal import ids, screen
 from app.terminal.connection import connected
-from app.terminal.jobs import AsJson, envelope, pair_of
+from app.terminal.jobs import AsJson, envelope
 from app.terminal.outcome import Exit, Failure, usage
+from app.terminal.upload import upload
 
 if TYPE_CHECKING:
     from app.terminal.client import Api, JsonObject
 
-BLOCK = 1 << 20
 FileId = Annotated[
     str,
     typer.Argument(help="Id of a file, a beginning of it, or `last`", autocompletion=ids.complete_file),
@@ -68,7 +67,10 @@ def upload_file(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file; it is checked on the way. The same file is not sent twice."""
+    """Upload a file; it is checked on the way. The same file is not sent twice.
+
+    A large one goes in parts: where the line breaks, only the last part is sent again.
+    """
     made = upload(api, file, columns or [], quiet=as_json)
     if as_json:
         screen.show_json(made)
@@ -189,66 +191,6 @@ def located(api: "Api", said: str, columns: list[str], *, quiet: bool) -> str:
         show_problems(made)
         raise Failure(f"{path} cannot be trained on: mend it and send it again. It is kept as {made['id']}.")
     return str(made["id"])
-
-
-def upload(api: "Api", path: Path, columns: list[str], *, quiet: bool) -> "JsonObject":
-    """The uploaded file; one with the same bytes, name and columns is taken as it is. Raises Failure."""
-    named = dict(pair_of("--columns", pair) for pair in columns)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            there = _same(api, path.name, hashlib.file_digest(file, "sha256").hexdigest(), named)
-            if there is not None:
-                if not quiet:
-                    screen.note(f"{path.name} is there already: {there['id']}")
-                return there
-            file.seek(0)
-            fields = {"purpose": "fine-tune"} | {f"columns[{key}]": name for key, name in named.items()}
-            return _send(api, fields, path.name, file, size, quiet)
-    except OSError as error:
-        raise Failure(f"{path} cannot be read ({error.strerror}).") from None
-
-
-def _same(api: "Api", name: str, sha256: str, columns: dict[str, str]) -> "JsonObject | None":
-    for row in api.pages("/v1/files", 10_000, purpose="fine-tune"):
-        alike = row["sha256"] == sha256 and row["filename"] == name and (row["columns"] or {}) == columns
-        if alike and row["status"] == "processed":
-            return row
-    return None
-
-
-def _send(
-    api: "Api", fields: dict[str, str], name: str, file: BinaryIO, size: int, quiet: bool
-) -> "JsonObject":
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=screen.console(stderr=True),
-        transient=True,
-        disable=quiet or not screen.console(stderr=True).is_terminal,
-    ) as bar:
-        # The name is the server's to show; a terminal must not obey it here either.
-        task = bar.add_task(f"Uploading {screen.plain(name)}".replace("[", r"\["), total=size)
-        return api.upload(fields, name, Watched(file, lambda count: bar.advance(task, count)))
-
-
-class Watched:
-    """A file that tells how much of it has been read."""
-
-    def __init__(self, file: BinaryIO, tell: Any) -> None:
-        self._file, self._tell = file, tell
-
-    def read(self, count: int = -1) -> bytes:
-        data = self._file.read(count)
-        self._tell(len(data))
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def show_problems(made: "JsonObject") -> None:

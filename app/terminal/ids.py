@@ -41,6 +41,22 @@ def webhook(api: "Api", given: str) -> str:
     return _choose("webhook endpoint", given, ids, "we_", "finetuned webhooks list")
 
 
+def delivery(api: "Api", where: str, given: str) -> str:
+    """Of the endpoint whose deliveries are at `where`."""
+    ids = (row["id"] for row in api.pages(where, 100))
+    return _choose("delivery", given, ids, "", "finetuned webhooks deliveries")
+
+
+def checkpoint(api: "Api", where: str, given: str) -> str:
+    """Of the job whose checkpoints are at `where`; by its step too."""
+    rows = list(islice(api.pages(where, 100), SEARCHED))
+    for row in rows:
+        if given in (str(row["step_number"]), row["fine_tuned_model_checkpoint"]):
+            return str(row["id"])
+    ids = (row["id"] for row in rows)
+    return _choose("checkpoint", given, ids, "ftckpt_", "finetuned checkpoints list")
+
+
 def model(api: "Api", given: str) -> str:
     """A model's name, also by its job's id; `last` is the newest of one's own. What is not known is left
     as it is: it may be a checkpoint, or a model of the hub."""

@@ -38,6 +38,9 @@ def jobs(
     model: Annotated[
         str | None, typer.Option(help="Only jobs of this base model or with it in a name")
     ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only jobs with this in their id, base model or new model's name")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this pair; may be repeated")
     ] = None,
@@ -49,13 +52,14 @@ def jobs(
         raise usage(f"--status: {unknown.pop()!r} is none of {', '.join(STATUSES)}.")
     wanted = {f"metadata[{key}]": value for key, value in (pair_of("--metadata", m) for m in metadata or ())}
 
-    def matches(row: "JsonObject") -> bool:
-        named = f"{row['model']} {row['fine_tuned_model'] or ''}"
-        return (not status or row["status"] in status) and (model is None or model in named)
+    # The service searches ids too: of what it finds for a model, rows with it in a name are left.
+    def names(row: "JsonObject") -> bool:
+        return model is None or model in f"{row['model']} {row['fine_tuned_model'] or ''}"
 
-    filtered = bool(status) or model is not None
-    rows = api.pages("/v1/fine_tuning/jobs", 1000 if filtered else min(limit + 1, 1000), **wanted)
-    chosen = list(islice((row for row in rows if matches(row)), limit + 1))
+    page = 1000 if model is not None and search is not None else min(limit + 1, 1000)
+    asked = {"status": status or None, "search": model if search is None else search, **wanted}
+    rows = api.pages("/v1/fine_tuning/jobs", page, **asked)
+    chosen = list(islice((row for row in rows if names(row)), limit + 1))
     shown, more = chosen[:limit], len(chosen) > limit
     if as_json:
         screen.show_json(envelope(shown, more))
@@ -163,30 +167,20 @@ def _show_recipe(found: "JsonObject") -> None:
 
 
 def _show_attempts(api: "Api", job_id: str) -> None:
-    """What began, interrupted and ended it: the events that are neither a number nor a checkpoint."""
-    telling = ("claimed", "paused", "resumed", "cancelled", "failed", "succeeded")
-    rows = list(islice(api.pages(f"/v1/fine_tuning/jobs/{job_id}/events", 1000), 5000))
-    told = [row for row in reversed(rows) if row["level"] != "info" or row["data"]["code"] in telling]
-    if told:
-        screen.say("\nhistory", "bold")
-        for row in told:
-            screen.say(event_line(row))
-
-
-def _show_checkpoints(api: "Api", job_id: str) -> None:
-    rows = list(islice(api.pages(f"/v1/fine_tuning/jobs/{job_id}/checkpoints", 100), 100))
+    """Who had it, on what, and what ended that."""
+    rows = list(reversed(api.get(f"/v1/fine_tuning/jobs/{job_id}/attempts", limit=1000)["data"]))
     if rows:
-        screen.say("\ncheckpoints", "bold")
+        screen.say("\nattempts", "bold")
         screen.table(
-            ("checkpoint, usable as a model", ">step", ">loss", ">validation", ">size", ""),
+            ("worker", "device", "began", ">lasted", ">tokens/s", "ended"),
             [
                 (
-                    row["fine_tuned_model_checkpoint"],
-                    f"{row['step_number']:,}",
-                    screen.number(row["metrics"].get("train_loss")),
-                    screen.number(row["metrics"].get("full_valid_loss")),
-                    screen.size(row["bytes"]),
-                    "best" if row["best"] else "",
+                    row["worker"],
+                    row["device"] or "-",
+                    moment(row["started_at"]),
+                    "-" if row["ended_at"] is None else screen.span(row["ended_at"] - row["started_at"]),
+                    "-" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
+                    _ended(row),
                 )
                 for row in rows
             ],
@@ -194,10 +188,30 @@ def _show_checkpoints(api: "Api", job_id: str) -> None:
         )
 
 
+def _ended(row: "JsonObject") -> str:
+    if row["ended_at"] is None:
+        return "goes on"
+    code = f" (exit code {row['exit_code']})" if row["exit_code"] else ""
+    return f"{(row['reason'] or '-').replace('_', ' ')}{code}"
+
+
+def _show_checkpoints(api: "Api", job_id: str) -> None:
+    from app.terminal.checkpoints import show
+
+    rows = list(islice(api.pages(f"/v1/fine_tuning/jobs/{job_id}/checkpoints", 100), 100))
+    if rows:
+        screen.say("\ncheckpoints", "bold")
+        show(rows)
+
+
+def moment(seconds: int) -> str:
+    """A time of the wire by the clock of this machine."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def event_line(row: "JsonObject") -> Text:
-    moment = datetime.fromtimestamp(row["created_at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     style = screen.STYLES.get(row["level"], "")
-    return Text.assemble((f"{moment}  ", "dim"), (screen.plain(row["message"]), style))
+    return Text.assemble((f"{moment(row['created_at'])}  ", "dim"), (screen.plain(row["message"]), style))
 
 
 @connected

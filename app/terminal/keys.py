@@ -1,4 +1,4 @@
-"""API keys: the list, a new one, and revoking one. All of it asks for a key of an admin."""
+"""API keys: the list, one, a new one, changing and revoking. All but one's own asks for a key of an admin."""
 
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 group = typer.Typer(no_args_is_help=True, help="API keys, for admins.")
 DAY = 86_400  # seconds
+PerMinute = Annotated[int | None, typer.Option(min=1, help="More are refused for a moment")]
+Running = Annotated[int | None, typer.Option(min=1, help="Further ones wait in the queue")]
+Stored = Annotated[int | None, typer.Option(min=1, help="Of files, models and checkpoints")]
+ExpiresIn = Annotated[int | None, typer.Option(min=1, metavar="DAYS", help="Days until it ends")]
+KeyId = Annotated[str, typer.Argument(help="Id of a key, or a beginning of it; `me` is the one in use")]
 
 
 @group.command("list")
@@ -71,30 +76,18 @@ def create_key(
         list[str] | None,
         typer.Option(help="What it may do, such as jobs:write; may be repeated; by default all but admin"),
     ] = None,
-    expires_in: Annotated[int | None, typer.Option(min=1, metavar="DAYS", help="Days until it ends")] = None,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="More are refused for a moment")
-    ] = None,
-    running_jobs: Annotated[int | None, typer.Option(min=1, help="Further ones wait in the queue")] = None,
-    storage_bytes: Annotated[int | None, typer.Option(min=1, help="Of files, models and checkpoints")] = None,
+    expires_in: ExpiresIn = None,
+    requests_per_minute: PerMinute = None,
+    running_jobs: Running = None,
+    storage_bytes: Stored = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown now and never again, alone on the standard output: it can go to a file."""
-    import time
-
-    limits = {
-        "requests_per_minute": requests_per_minute,
-        "running_jobs": running_jobs,
-        "storage_bytes": storage_bytes,
-    }
-    body = {
-        "name": name,
-        "owner": owner,
-        "scopes": scope,
-        "expires_at": None if expires_in is None else int(time.time()) + expires_in * DAY,
-        "limits": {name: value for name, value in limits.items() if value is not None} or None,
-    }
-    made = api.post("/v1/api_keys", {field: value for field, value in body.items() if value is not None})
+    limits = _said(
+        requests_per_minute=requests_per_minute, running_jobs=running_jobs, storage_bytes=storage_bytes
+    )
+    body = _said(name=name, owner=owner, scopes=scope, expires_at=_end(expires_in), limits=limits or None)
+    made = api.post("/v1/api_keys", body)
     if as_json:
         screen.show_json(made)
         return
@@ -102,13 +95,72 @@ def create_key(
     screen.say(made["value"])
 
 
-@group.command("revoke")
+@group.command("show")
 @connected
-def revoke_key(
+def show_key(api: "Api", key: KeyId = "me", as_json: AsJson = False) -> None:
+    """Show what a key may do and its limits; by default the one in use, which everybody may see."""
+    from app.terminal.client import path
+
+    found = api.get(path("api_keys", key if key == "me" else ids.key(api, key)))
+    if as_json:
+        screen.show_json(found)
+        return
+    limits = {name: value for name, value in found["limits"].items() if value is not None}
+    screen.facts(
+        [
+            ("key", found["id"]),
+            ("name", found["name"]),
+            ("owner", found["owner"]),
+            ("scopes", " ".join(found["scopes"])),
+            ("state", _state(found).plain or None),
+            ("last used", screen.ago(found["last_used_at"])),
+            *((name.replace("_", " "), f"{value:,}") for name, value in limits.items()),
+        ]
+    )
+
+
+@group.command("change")
+@connected
+def change_key(
     api: "Api",
-    key: Annotated[str, typer.Argument(help="Id of a key, or a beginning of it; `me` is the one in use")],
+    key: KeyId,
+    name: Annotated[str | None, typer.Option(help="A label: letters, digits, space and . _ @ -")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="All that it may do, anew; may be repeated")] = None,
+    expires_in: ExpiresIn = None,
+    requests_per_minute: PerMinute = None,
+    running_jobs: Running = None,
+    storage_bytes: Stored = None,
     as_json: AsJson = False,
 ) -> None:
+    """Change a key's name, scopes, end or limits; what is not said stays. It holds at once."""
+    from app.terminal.client import path
+
+    where = path("api_keys", ids.key(api, key) if key != "me" else api.get("/v1/api_keys/me")["id"])
+    limits = _said(
+        requests_per_minute=requests_per_minute, running_jobs=running_jobs, storage_bytes=storage_bytes
+    )
+    body = _said(name=name, scopes=scope or None, expires_at=_end(expires_in))
+    if limits:  # the service takes all of them or none
+        body["limits"] = api.get(where)["limits"] | limits
+    if not body:
+        raise usage("Say what is to be different: --name, --scope, --expires-in or a limit.")
+    made = api.post(where, body, repeatable=True)
+    screen.show_json(made) if as_json else screen.say(f"The key {made['id']} is changed.")
+
+
+def _said(**given: object) -> "JsonObject":
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _end(days: int | None) -> int | None:
+    import time
+
+    return None if days is None else int(time.time()) + days * DAY
+
+
+@group.command("revoke")
+@connected
+def revoke_key(api: "Api", key: KeyId, as_json: AsJson = False) -> None:
     """Revoke a key: from now on it is unknown. Its owner's things stay."""
     from app.terminal.client import path
 

@@ -1,12 +1,13 @@
-"""Models: the list, and deleting one of one's own."""
+"""Models: the list, who may use them, and deleting one of one's own."""
 
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.terminal import ids, screen
 from app.terminal.connection import connected
-from app.terminal.jobs import AsJson
+from app.terminal.jobs import AsJson, envelope
 from app.terminal.outcome import Failure
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Mine = Annotated[
     str, typer.Argument(help="A tuned model's name, or a job's id", autocompletion=ids.complete_model)
 ]
+MOST = 10_000
 group = typer.Typer(no_args_is_help=True, help="Models: yours, those you may use, base models.")
 
 
@@ -66,6 +68,24 @@ def share_model(
         screen.show_json(made)
         return
     screen.say(f"Permitted to {', '.join(row['project_id'] for row in made['data'])}.")
+
+
+@group.command("permissions")
+@connected
+def list_permissions(api: "Api", model: Mine, as_json: AsJson = False) -> None:
+    """List who may use a model or a checkpoint of yours, the newest permission first."""
+    from app.terminal.client import path
+
+    where = path("fine_tuning", "checkpoints", ids.model(api, model), "permissions")
+    rows = list(islice(api.pages(where, 100), MOST))
+    if as_json:
+        screen.show_json(envelope(rows))
+        return
+    screen.table(
+        ("owner", "since", "permission"),
+        [(row["project_id"], screen.ago(row["created_at"]), row["id"]) for row in rows],
+        "Nobody but you may use it. `finetuned models share` permits it to others.",
+    )
 
 
 @group.command("unshare")

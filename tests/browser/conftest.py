@@ -1,6 +1,6 @@
 """The dashboard in the system's Chromium, against one real service for all of these files.
 
-stack     the service: Postgres, Valkey, API, worker, generator (session; `stack.client()` is the SDK)
+stack     the service: Postgres, Valkey, API, worker, generator (the session's; `stack.client()` is the SDK)
 browser   Chromium (module: Playwright's loop must not run while other files' asynchronous tests do)
 page      a page with the key, on a wide screen; fails its test on any error on the console, any script that
           breaks, and any request that leaves the machine
@@ -18,8 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.conftest import NewDatabase
-from tests.flow.stack import QUICK, Stack
+from tests.flow.stack import Stack
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDE = (1280, 860)
@@ -30,24 +29,8 @@ NewPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="session")
-def stack(
-    new_database: NewDatabase,
-    migrated_template: str,
-    redis_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Stack]:
-    given = {
-        "DATABASE_URL": new_database(migrated_template),
-        "REDIS_URL": redis_url,
-        "FINETUNED_WEBHOOK_ALLOW": "127.0.0.0/8",
-    }
-    stack = Stack(tmp_path_factory.mktemp("home"), {**QUICK, **given})
-    stack.start()
-    try:
-        yield stack
-    finally:
-        if stack.process.poll() is None:
-            stack.stop()
+def stack(shared_stack: Stack) -> Stack:
+    return shared_stack
 
 
 def chromium() -> str:

@@ -98,16 +98,34 @@ class Terminal:
             assert time.monotonic() < deadline, f"{what!r} was never written:\n{self.text}"
             assert self.read(), f"{what!r} was not written before the end:\n{self.text}"
 
-    def press(self, keys: str, what: str) -> None:
-        """Again and again until that is written: a key that arrives while Python sets the line up for reading
-        is kept until the next one."""
+    def wait_until_asked(self) -> None:
+        """Until it sleeps over a line that is being typed. A key that comes earlier, while the line is set up
+        for reading, is kept until the next one, or lost."""
+        self._wait(lambda: self._is_raw() and self._sleeps(), "it never asks")
+
+    def wait_until_busy(self) -> None:
+        """Until it has taken the line and waits for what comes of it."""
+        self._wait(lambda: not self._is_raw() and self._sleeps(), "it goes on asking")
+
+    def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + DEADLINE
-        while what not in self.text:
-            assert time.monotonic() < deadline, f"{what!r} was never written:\n{self.text}"
-            self.send(keys)
-            until = time.monotonic() + 1
-            while what not in self.text and time.monotonic() < until:
-                self.read()
+        times = 0
+        while times < 3:  # in a row: it may be between two things that it does
+            assert time.monotonic() < deadline, f"{complaint}:\n{self.text}"
+            assert self.read(), f"{complaint}, and has ended:\n{self.text}"
+            times = times + 1 if condition() else 0
+
+    def _is_raw(self) -> bool:
+        """Whether each key is read as it is pressed, which is how a line can be edited."""
+        return not termios.tcgetattr(self._line)[3] & termios.ICANON
+
+    def _sleeps(self) -> bool:
+        return Path(f"/proc/{self._child}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    def type(self, keys: str) -> None:
+        """Once it asks for them."""
+        self.wait_until_asked()
+        self.send(keys)
 
     def send(self, keys: str) -> None:
         os.write(self._line, keys.encode())
@@ -123,7 +141,7 @@ class Terminal:
 
     def read(self) -> bool:
         """Takes what has been written; False once the other side is closed."""
-        if not select.select([self._line], [], [], 0.2)[0]:
+        if not select.select([self._line], [], [], 0.05)[0]:
             return True
         try:
             data = os.read(self._line, 65536)

@@ -162,6 +162,9 @@ def test_jobs_are_listed_filtered_and_given_as_the_api_gives_them(
     assert ids(run, "--status", "paused") == []
     assert ids(run, "--model", "tiny", "--limit", "1") == [marked]
     assert ids(run, "--model", "other") == []
+    assert ids(run, "--search", marked[-9:]) == [marked]
+    assert ids(run, "--model", marked[-9:]) == [], "an id is no model"
+    assert ids(run, "--search", marked[-9:], "--model", "tiny") == [marked]
     page = json.loads(run("jobs", "--json", "--limit", "2").out)
     assert (len(page["data"]), page["has_more"], page["last_id"]) == (2, True, page["data"][1]["id"])
     assert page["data"][0] == json.loads(client.fine_tuning.jobs.with_raw_response.retrieve(marked).text)

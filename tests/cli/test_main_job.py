@@ -1,18 +1,24 @@
 """The main job by the command line alone, on the whole service: submit, watch, download, generate, chat."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import ROOT, Run, Terminal, runner
-from tests.flow.conftest import stack
+from tests.embedded.test_up import command, descendants
 from tests.flow.stack import Stack
 
-__all__ = ["stack"]
 DISHES = ROOT / "examples/dishes.jsonl"
+
+
+@pytest.fixture(scope="module")
+def stack(shared_stack: Stack) -> Stack:
+    return shared_stack
 
 
 @pytest.fixture
@@ -64,39 +70,38 @@ def test_the_model_is_downloaded_and_writes(run: Run, model: str, tmp_path: Path
 
 
 def test_a_conversation_in_a_terminal(chat: Terminal) -> None:
-    chat.wait_for("> ")
-    chat.send("How long does rice take?\n")
-    seen = len(chat.text)
-    chat.send("/nonsense\n")
+    chat.type("How long does rice take?\n")
+    chat.type("/nonsense\n")
     chat.wait_for("There is no /nonsense.")
-    assert len(chat.text) > seen
-    chat.send("/system Be brief.\n")
+    chat.type("/system Be brief.\n")
     chat.wait_for("The system message is set.")
-    chat.send("/reset\n")
+    chat.type("/reset\n")
     chat.wait_for("begins anew.\n> ")
-    chat.press("\x03", "\nCtrl-D leaves.\n> ")
-    chat.send("\x04")
+    chat.type("\x03")
+    chat.wait_for("\nCtrl-D leaves.\n> ")
+    chat.type("\x04")
     assert chat.end() == 0
     assert "finetuned: " not in chat.text, "something was refused"
 
 
-def test_an_answer_is_stopped_and_the_conversation_goes_on(stack: Stack, model: str) -> None:
-    arguments = ("chat", model, "--home", str(stack.home), "--temperature", "2", "--stop", "never")
-    screen = Terminal(arguments, {"TERM": "dumb"})
+def test_an_answer_is_stopped_and_the_conversation_goes_on(stack: Stack, chat: Terminal) -> None:
+    """The generator is held for a moment: this model would have answered before anybody could stop it."""
+    generator = next(n for n in descendants(stack.process.pid) if b"worker.generation" in command(n))
+    chat.wait_until_asked()
+    os.kill(generator, signal.SIGSTOP)
     try:
-        screen.wait_for("> ")
-        screen.send("Go on\n")
-        screen.wait_for("Go on\n")
-        before = len(screen.text)
-        while len(screen.text) < before + 2:
-            screen.wait_for("")
-            assert screen.read()
-        screen.send("\x03")
-        screen.wait_for("[stopped]\n> ")
-        screen.send("\x04")
-        assert screen.end() == 0
+        chat.type("Go on\n")
+        chat.wait_until_busy()
+        chat.send("\x03")
+        chat.wait_for("[stopped]\n> ")
     finally:
-        screen.close()
+        os.kill(generator, signal.SIGCONT)
+    before = len(chat.text)
+    chat.type("And then?\n")
+    chat.wait_until_asked()
+    assert len(chat.text) > before + len("And then?\n> ")
+    chat.type("\x04")
+    assert chat.end() == 0
 
 
 def test_a_conversation_may_come_from_a_pipe(run: Run, model: str) -> None:

@@ -7,14 +7,17 @@ import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import psycopg
 import pytest
 import redis
 from openai import OpenAI
 
 from app.database import WorkerDatabase
-from app.terminal import plot, screen
+from app.terminal import client as terminal_client
+from app.terminal import plot, screen, upload
 from app.terminal.checkup import installation
 from app.terminal.checkup.verdict import Verdict, heard
 from tests.app.conftest import Api
@@ -62,7 +65,12 @@ def test_models_are_listed_and_only_ones_own_deleted(run: Run, api: Api, client:
         reporter.model_name
     ]
     assert run("models", "share", job.id, "ann", "bob").out == "Permitted to ann, bob.\n"
+    assert [line.split()[0] for line in run("models", "permissions", job.id).out.splitlines()] == [
+        "owner", "bob", "ann",
+    ]  # fmt: skip
     assert run("models", "unshare", reporter.model_name, "ann").code == 0
+    [left] = json.loads(run("models", "permissions", job.id, "--json").out)["data"]
+    assert left["project_id"] == "bob"
     assert run("models", "unshare", reporter.model_name, "ann").code == 1
     assert run("models", "delete", "tiny-gpt2").code == 1
     assert run("models", "delete", job.id).out == f"{reporter.model_name} is deleted.\n"
@@ -91,18 +99,101 @@ def test_a_key_is_made_used_and_revoked_and_shown_once(
     assert "admin" in run("keys", "create", "other", "--key-file", str(_stranger(run, tmp_path))).err
 
 
+def test_a_key_is_changed_and_everybody_sees_their_own(run: Run, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(run("keys", "create", "ci", "--owner", "ann", "--running-jobs", "2").out)
+    key_id = key.read_text().split("_")[1]
+    assert run("keys", "change", key_id).code == 2, "nothing was said"
+    assert run("keys", "change", key_id, "--name", "nightly", "--storage-bytes", "5000").code == 0
+    mine = run("keys", "show", "--key-file", str(key)).out
+    for part in (key_id, "nightly", "ann", "running jobs", "5,000"):
+        assert part in mine, part
+    limits = json.loads(run("keys", "show", key_id, "--json").out)["limits"]
+    assert limits == {"requests_per_minute": None, "running_jobs": 2, "storage_bytes": 5000}
+    assert run("keys", "change", key_id, "--scope", "jobs:read").code == 0
+    assert run("files", "list", "--key-file", str(key)).code == 1
+
+
+def test_admins_read_the_audit_log_and_what_everybody_keeps(run: Run, rows: Path) -> None:
+    file_id = json.loads(run("files", "upload", str(rows), "--json").out)["id"]
+    run("files", "delete", file_id)
+    told = run("audit", "--action", "delete_file").out.splitlines()
+    assert file_id in told[1]
+    assert all("delete_file" in line for line in told[1:])
+    page = json.loads(run("audit", "--limit", "1", "--json").out)
+    assert (len(page["data"]), page["has_more"]) == (1, True)
+    assert json.loads(run("audit", "--owner", "nobody", "--json").out)["data"] == []
+    run("files", "upload", str(rows), "--columns", "text=text")
+    said = run("storage").out
+    used = json.loads(run("storage", "--json").out)["files"]
+    assert f"{used['bytes']} B in {used['count']}" in said
+    assert "free of" in said
+
+
+def test_a_large_file_goes_in_parts_and_a_part_that_is_lost_is_sent_again(
+    run: Run, client: OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large is what is larger than a few bytes here. The line that breaks is made up: after a part has
+    arrived its answer is lost once."""
+    monkeypatch.setattr(upload, "LARGE", 100)
+    monkeypatch.setattr(upload, "PART", 64)
+    monkeypatch.setattr(terminal_client, "FIRST_WAIT", 0.01)
+    said: list[str] = []
+    send = httpx2.Client.request
+
+    def break_once(self: httpx2.Client, method: str, url: str, **given: Any) -> httpx2.Response:
+        answer = send(self, method, url, **given)
+        said.append(f"{url.rpartition('/')[2]} {answer.status_code}")
+        if said == ["files 200", "uploads 200", "parts 200"]:
+            raise httpx2.ReadError("the line broke")
+        return answer
+
+    monkeypatch.setattr(httpx2.Client, "request", break_once)
+    large = tmp_path / "large.jsonl"
+    large.write_text("".join(json.dumps({"text": f"Row {n} of them."}) + "\n" for n in range(20)))
+    made = json.loads(run("files", "upload", str(large), "--json").out)
+    assert said.count("parts 200") == 1 + -(-large.stat().st_size // 64)
+    assert (made["filename"], made["rows"], made["shape"]) == ("large.jsonl", 20, "text")
+    assert client.files.content(made["id"]).read() == large.read_bytes()
+    large.write_text('{"text": 7}\n' * 20)
+    broken = run("files", "upload", str(large))
+    assert (broken.code, "large.jsonl: line 1" in broken.err) == (1, True)
+    monkeypatch.setattr(upload, "LONGEST_PART", 0)  # nothing is read: what is sent is not all of it
+    large.write_text('{"text": "more"}\n' * 20)
+    assert run("files", "upload", str(large)).code == 1
+    assert said[-2:] == ["complete 400", "cancel 200"], "its bytes would count for an hour"
+
+
 def _stranger(run: Run, tmp_path: Path) -> Path:
     path = tmp_path / "stranger"
     path.write_text(run("keys", "create", "guest", "--owner", "guest").out)
     return path
 
 
-def test_a_webhook_is_made_listed_and_deleted(run: Run) -> None:
+def test_a_webhook_is_made_listed_changed_and_deleted(run: Run, rows: Path) -> None:
     made = run("webhooks", "create", "https://example.com/hook", "--event", "fine_tuning.job.failed")
     assert re.fullmatch(r"whsec_\S+\n", made.out), made
     [row] = json.loads(run("webhooks", "list", "--json").out)["data"]
     assert row["event_types"] == ["fine_tuning.job.failed"]
     assert "example.com/hook" in run("webhooks", "list").out
+    changed = run("webhooks", "change", "last", "--name", "new", "--event", "fine_tuning.job.succeeded")
+    assert changed.code == 0, changed.err
+    assert run("webhooks", "change", "last").code == 2
+    [row] = json.loads(run("webhooks", "list", "--json").out)["data"]
+    assert (row["name"], row["event_types"]) == ("new", ["fine_tuning.job.succeeded"])
+    again = run("webhooks", "rotate", "last", "--keep-old")
+    assert re.fullmatch(r"whsec_\S+\n", again.out)
+    assert again.out != made.out
+    assert run("webhooks", "deliveries", "last").err == "Nothing has been sent to it.\n"
+    assert run("webhooks", "redeliver", "last", "last").code == 1
+    run("webhooks", "change", "last", "--event", "fine_tuning.job.cancelled")
+    job_id = json.loads(run("submit", str(rows), "--json").out)["id"]
+    run("cancel", job_id)
+    told = run("webhooks", "deliveries", "last", "--status", "pending").out
+    assert all(part in told for part in (job_id, "cancelled", "pending")), told
+    sent = json.loads(run("webhooks", "redeliver", "last", "last", "--json").out)
+    assert sent["event"]["data"]["id"] == job_id
+    assert json.loads(run("webhooks", "deliveries", "last", "--status", "failed", "--json").out)["data"] == []
     assert run("webhooks", "delete", "last").out == f"{row['id']} is deleted.\n"
     refused = run("webhooks", "create", "http://127.0.0.1/")
     assert (refused.code, refused.err.startswith("finetuned: url: ")) == (1, True)
