@@ -113,7 +113,7 @@ def check_routes(app: FastAPI) -> None:
     for route in iter_route_contexts(app.routes):
         if route.path in OPEN | OPEN_ON_LOOPBACK:
             continue
-        calls = [*_calls(getattr(route, "dependant", None))]
+        calls = [*calls_of(getattr(route, "dependant", None))]
         declared = [call for call in calls if isinstance(call, Needs)]
         if caller not in calls or len(declared) != 1:
             raise RuntimeError(f"{route.path} declares no scope, or two: app/access.py says how")
@@ -125,8 +125,9 @@ def check_routes(app: FastAPI) -> None:
                 raise RuntimeError(f"{method} {route.path} changes something without `OpenSession`: no audit")
 
 
-def _calls(dependant: Dependant | None) -> Iterator[object]:
+def calls_of(dependant: Dependant | None) -> Iterator[object]:
+    """All that a route's dependencies call, and theirs."""
     if dependant is not None:
         for inner in dependant.dependencies:
             yield inner.call
-            yield from _calls(inner)
+            yield from calls_of(inner)

@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
+import psycopg
 from fastapi import Depends, Request
+from psycopg_pool import PoolTimeout
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -43,6 +45,12 @@ USER_SCOPES = ("files:write", "jobs:write", "models:write", "generate", "webhook
 ALL_SCOPES = (*USER_SCOPES, "jobs:high", "metrics:read", "admin:write")
 # One write a minute and key is enough to see which keys are in use.
 LAST_USED_EVERY = timedelta(minutes=1)
+# Of a key about which nothing is to be written: good, without a limit of requests, used within that minute.
+RECOGNISED = """
+    SELECT secret_sha256, owner, scopes, storage_bytes FROM api_keys
+    WHERE id = %s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+      AND requests_per_minute IS NULL AND last_used_at > now() - %s
+"""
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,9 @@ async def authenticate(request: Request) -> Caller:
         async with _database(request).transaction() as session:
             return await _by_ticket(session, request, ticket)
     key_id, secret = parse_key(_bearer(request)) or ("", "")
+    known = await _recognise(request, key_id, secret)
+    if known is not None:
+        return known
     # A transaction of its own: the route's holds no connection until the route itself asks for one.
     async with _database(request).transaction() as session:
         row = await session.get(ApiKey, key_id)
@@ -129,6 +140,18 @@ async def authenticate(request: Request) -> Caller:
         if row is None or not same or not _is_good(row):
             raise NotAuthenticated("This API key is unknown, expired or revoked.")
         return await _let_in(session, request, row)
+
+
+async def _recognise(request: Request, key_id: str, secret: str) -> Caller | None:
+    """The caller by one SELECT past SQLAlchemy, whose session and transaction cost four times that; nothing
+    is remembered. None: not so easily, the usual way has the last word."""
+    try:
+        async with request.app.state.glancing.connection() as connection:
+            row = await (await connection.execute(RECOGNISED, [key_id, LAST_USED_EVERY])).fetchone()
+    except (psycopg.Error, PoolTimeout):
+        return None
+    same = hmac.compare_digest(row[0] if row else "", secret_sha256(secret))
+    return Caller(key_id, row[1], frozenset(row[2]), row[3]) if row and same else None
 
 
 def _database(request: Request) -> Database:
@@ -167,7 +190,7 @@ async def _by_ticket(session: AsyncSession, request: Request, ticket: str) -> Ca
     return replace(known, scopes=frozenset(filter(known.may, [tickets.scope_of(path) or ""])))
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Dependency of every route that needs a key: whom the gate let in. Raises NotAuthenticated."""
     known: Caller | None = getattr(request.state, "caller", None)
     if known is None:

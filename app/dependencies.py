@@ -1,4 +1,8 @@
-"""What a route may ask for besides its own input."""
+"""What a route may ask for besides its own input.
+
+Coroutines all: a plain function would be sent to a thread by FastAPI, for as many microseconds as it takes
+nanoseconds.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, NamedTuple
@@ -26,37 +30,37 @@ async def open_session(request: Request, caller: KnownCaller) -> AsyncIterator[A
         audit.record(session, request, caller)
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _store(request: Request) -> Store:
+async def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
 
-def _generator(request: Request) -> Fleet:
+async def _generator(request: Request) -> Fleet:
     generator: Fleet = request.app.state.generator
     return generator
 
 
-def _inspector(request: Request) -> Inspector:
+async def _inspector(request: Request) -> Inspector:
     inspector: Inspector = request.app.state.inspector
     return inspector
 
 
-def _courier(request: Request) -> Courier:
+async def _courier(request: Request) -> Courier:
     courier: Courier = request.app.state.dispatcher.courier
     return courier
 
 
-def _tracing(request: Request) -> Tracing:
+async def _tracing(request: Request) -> Tracing:
     tracing: Tracing = request.app.state.tracing
     return tracing
 
 
-def _upstreams(request: Request) -> Upstreams:
+async def _upstreams(request: Request) -> Upstreams:
     upstreams: Upstreams = request.app.state.upstreams
     return upstreams
 
@@ -68,7 +72,7 @@ class Shown(NamedTuple):
     standing: Standing
 
 
-def _shown(request: Request) -> Shown:
+async def _shown(request: Request) -> Shown:
     return Shown(request.app.state.settings, request.app.state.standing)
 
 

@@ -8,12 +8,12 @@ point operations a parameter, forwards and backwards). Nothing measured, nothing
 import heapq
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ARRAY, ColumnElement, String, any_, func, literal, select
 from sqlalchemy.orm import Session
 
 from app.lifecycle import turns
@@ -147,52 +147,41 @@ def free_slots(session: Session, fresh: timedelta) -> list[datetime]:
     return [*[at] * idle, *(max(at, finish) for finish in busy if finish is not None)]
 
 
-def places(session: Session, job_ids: Collection[str], fresh: timedelta) -> dict[str, Place]:
-    """Those of the given jobs that are queued, with their places. Four statements, whatever their number."""
-    queue = _queue(session, job_ids)
-    if not any(row.id in job_ids for row in queue):
-        return {}
+def line(session: Session, fresh: timedelta) -> dict[str, Place]:
+    """Everybody in the queue with their places; times for the first few hundred. Five statements, whatever
+    their number."""
+    order = turns.queued(session)
+    places = {job_id: Place(position, None, None) for position, job_id in enumerate(order, 1)}
+    if not order:
+        return places
     before = past(session)
-    ahead = [row for row in queue if row.position <= LOOKED_AHEAD]
+    ahead = _first(session, order)
     lasting = [seconds(_work(row, before), before) for row in ahead]
     begin = starts(lasting, free_slots(session, fresh))
-    found = {row.id: Place(row.position, None, None) for row in queue if row.id in job_ids}
     for row, duration, at in zip(ahead, lasting, begin, strict=True):
-        if row.id in found and at is not None:
+        if at is not None:
             at = max(at, row.not_before)
             ends = None if duration is None else at + timedelta(seconds=duration)
-            found[row.id] = Place(row.position, at, ends)
-    return found
-
-
-def line(session: Session, fresh: timedelta) -> dict[str, Place]:
-    """Everybody in the queue with their places; times for the first few hundred."""
-    ranked = turns.ranks()
-    positions = session.execute(select(ranked.c.id, ranked.c.position)).all()
-    first = [job_id for job_id, position in positions if position <= LOOKED_AHEAD]
-    return {job_id: Place(position, None, None) for job_id, position in positions} | places(
-        session, first, fresh
-    )
+            places[row.id] = Place(places[row.id].position, at, ends)
+    return places
 
 
 def start_of_next(session: Session, fresh: timedelta) -> datetime | None:
     """When a job would begin that were created now."""
     before = past(session)
-    queue = _queue(session, ())
-    if queue and queue[-1].position > LOOKED_AHEAD:
+    order = turns.queued(session)
+    if len(order) > LOOKED_AHEAD:
         return None
-    return starts([*(seconds(_work(row, before), before) for row in queue), 0], free_slots(session, fresh))[
-        -1
-    ]
+    lasting = [seconds(_work(row, before), before) for row in _first(session, order)]
+    return starts([*lasting, 0], free_slots(session, fresh))[-1]
 
 
-def _queue(session: Session, job_ids: Collection[str]) -> Sequence[Any]:
-    """The first queued jobs, and the given ones wherever they stand, in order."""
-    ranked = turns.ranks()
-    return session.execute(
+def _first(session: Session, order: Sequence[str]) -> Sequence[Any]:
+    """The first few hundred jobs of the queue, in order, with what their duration follows from."""
+    ids = order[:LOOKED_AHEAD]
+    rows = session.execute(
         select(
             Job.id,
-            ranked.c.position,
             Job.source,
             Job.training_file,
             Job.not_before,
@@ -208,11 +197,11 @@ def _queue(session: Session, job_ids: Collection[str]) -> Sequence[Any]:
             File.rows.label("file_rows"),
             File.format.label("file_format"),
         )
-        .join(ranked, ranked.c.id == Job.id)
         .join(File, File.id == Job.training_file)
-        .where(or_(ranked.c.position <= LOOKED_AHEAD + 1, Job.id.in_(job_ids)))
-        .order_by(ranked.c.position)
-    ).all()
+        .where(Job.id == any_(literal(ids, ARRAY(String))))
+    )
+    found = {row.id: row for row in rows}
+    return [found[job_id] for job_id in ids if job_id in found]
 
 
 def _work(row: Any, before: Sequence[Measured]) -> Work:

@@ -134,7 +134,8 @@ def _key(scope: Scope) -> tuple[str, str] | None:
 
 def glancing(settings: Settings) -> AsyncConnectionPool[Any]:
     """Connections of its own, past SQLAlchemy: its session costs more than all the rest of such an answer.
-    They are made when they are wanted, and made again when they are lost."""
+    For all other requests keys are recognised on them (app/auth.py). They are made when they are wanted, and
+    made again when they are lost."""
     url = database_url(settings).set(drivername="postgresql").render_as_string(hide_password=False)
     return AsyncConnectionPool(
         url,

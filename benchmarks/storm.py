@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Crowd:
         self.keys: list[str] = []
         self.accepted: dict[str, str] = {}  # by the key with which it was sent
         self.refused: Counter[str] = Counter()
-        self.heard = 0
+        self.heard = self.heard_twice = 0  # messages of event streams
         self.polled = Polled()
         self.memory: list[int] = []
         self._ids: list[str] = []
@@ -92,7 +92,7 @@ class Crowd:
 
     async def run(self) -> None:
         """Until all are sent and as many are trained as should be, or time is over."""
-        self._until = time.monotonic() + self._size.minutes * 60 * 0.6
+        self._until = time.monotonic() + self._size.minutes * 60 * 0.75
         self._done = asyncio.Event()
         numbers = iter(range(self._size.jobs))
         async with asyncio.TaskGroup() as tasks:
@@ -153,13 +153,19 @@ class Crowd:
             job_id = random.choice(list(self.accepted)[: 2 * self._size.trained])
             try:
                 path = f"{JOBS}/{job_id}/events/stream"
-                await listen(self._service.port, path, self.accepted[job_id], self._hear)
+                await self._hear(path, self.accepted[job_id])
             except (OSError, asyncio.IncompleteReadError):
                 self.refused["stream"] += 1
                 await asyncio.sleep(1)
 
-    def _hear(self, events: int) -> None:
-        self.heard += events
+    async def _hear(self, path: str, key: str) -> None:
+        """A stream until it ends; of each message its id, none of which may come twice."""
+        seen: set[bytes] = set()
+        async for line in lines(self._service.port, path, key):
+            if line.startswith(b"id: "):
+                self.heard += 1
+                self.heard_twice += line in seen
+                seen.add(line)
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -205,12 +211,12 @@ async def ask(
     return int(answer[9:12] or 0), answer.partition(b"\r\n\r\n")[2]
 
 
-async def listen(port: int, path: str, key: str, hear: Callable[[int], None]) -> None:
-    """A stream until it ends; `hear` is told of each piece how many events it begins."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def lines(port: int, path: str, key: str) -> AsyncIterator[bytes]:
+    """The lines of a stream until it ends, those of HTTP's own among them."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     try:
         writer.write(get(path, key).replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nConnection: close\r\n"))
-        while chunk := await reader.read(1 << 16):
-            hear(chunk.count(b"event: "))
+        while line := await reader.readline():
+            yield line
     finally:
         writer.close()

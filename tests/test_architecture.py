@@ -1,6 +1,7 @@
 """The layout that docs and design promise, held to by machines: imports, house rules, sizes, settings."""
 
 import ast
+import inspect
 import os
 import re
 import shutil
@@ -9,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from fastapi.routing import iter_route_contexts
 
+from app.access import calls_of
+from app.main import create_app
 from app.settings import Settings
 from tests.rules import EXCEPTIONS, RULES, Rule
 
@@ -158,3 +162,24 @@ def test_no_page_names_a_setting_that_does_not_exist() -> None:
         for name in re.findall(r"\bFINETUNED_[A-Z][A-Z_]*[A-Z]\b", page.read_text(encoding="utf-8"))
     }
     assert sorted((page, name) for page, name in named if name not in variables()) == []
+
+
+def test_no_dependency_of_a_route_takes_a_thread(tmp_path: Path) -> None:
+    """FastAPI sends a plain function to a thread: a request that asks for eight things waits for eight."""
+    app = create_app(Settings(home=tmp_path))
+    found = {
+        call
+        for route in iter_route_contexts(app.routes)
+        for call in calls_of(getattr(route, "dependant", None))
+        if not isinstance(call, type)
+    }
+    assert len(found) > 10
+    plain = [call for call in found if not _is_asynchronous(call)]
+    assert plain == []
+
+
+def _is_asynchronous(call: object) -> bool:
+    return any(
+        inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one)
+        for one in (call, getattr(call, "__call__", None))  # noqa: B004  # of an object
+    )

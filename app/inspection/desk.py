@@ -72,7 +72,7 @@ class Desk:
         return row
 
 
-def _desk(request: Request, store: OpenStore, settings: CurrentSettings, caller: KnownCaller) -> Desk:
+async def _desk(request: Request, store: OpenStore, settings: CurrentSettings, caller: KnownCaller) -> Desk:
     state = request.app.state
     return Desk(state.database, store, settings, caller, state.inspector, state.reports)
 

@@ -131,7 +131,7 @@ def test_a_page_of_jobs_costs_a_fixed_number_of_statements(
 
     with database.transaction() as session:
         event.listen(database.engine, "before_cursor_execute", count)
-        places = forecast.places(session, ids, timedelta(seconds=9))
+        places = forecast.line(session, timedelta(seconds=9))
         event.remove(database.engine, "before_cursor_execute", count)
-    assert sorted(place.position for place in places.values())[-1] == 10
-    assert len(statements) == 4
+    assert sorted(places[job_id].position for job_id in ids) == list(range(1, 11))
+    assert len(statements) == 5

@@ -102,8 +102,7 @@ class Queue:
 
     def positions(self) -> list[str]:
         with self.database.transaction() as session:
-            ids = list(session.scalars(select(Job.id).where(Job.status == "queued")))
-            places = forecast.places(session, ids, FRESH)
+            places = forecast.line(session, FRESH)
         return sorted(places, key=lambda job_id: places[job_id].position)
 
 

@@ -121,7 +121,7 @@ def test_every_scope_is_asked_for_by_some_route() -> None:
     asked = {
         needed.scope(method, route.endpoint)
         for route in iter_route_contexts(make_app().routes)
-        for needed in access._calls(getattr(route, "dependant", None))
+        for needed in access.calls_of(getattr(route, "dependant", None))
         if isinstance(needed, access.Needs)
         for method in route.methods or ()
     }
