@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -316,10 +317,30 @@ def test_plain_text_is_trained_on(client: OpenAI) -> None:
     assert ended.status == "succeeded", ended.error
 
 
-def test_a_job_in_parts_on_two_devices_trains_as_on_one_and_pauses(client: OpenAI) -> None:
+def networks(home: Path) -> set[str]:
+    """Those of the processes that torchrun has started for this service's jobs."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            # Not their launchers, whose command ends with the same words.
+            if words[1:3] == ["-u", "-m"] and words[-3:-2] == ["--job"] and words[-2].startswith(str(home)):
+                found.add(os.readlink(process / "ns" / "net"))
+    return found
+
+
+def test_a_job_in_parts_on_two_devices_trains_in_its_cell_as_on_one_and_pauses(
+    client: OpenAI, stack: Stack
+) -> None:
     jobs = client.fine_tuning.jobs
     file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
     ended = []
+    met_in: set[str] = set()
+
+    def has_saved(job_id: str) -> bool:
+        met_in.update(networks(stack.home))
+        return bool(jobs.checkpoints.list(job_id).data)
+
     for devices in (1, 2):
         asked: dict[str, Any] = {
             "max_steps": 6,
@@ -334,7 +355,7 @@ def test_a_job_in_parts_on_two_devices_trains_as_on_one_and_pauses(client: OpenA
             extra_body={"hyperparameters": {**asked, "dropout": 0.0}},
         )
         if devices == 2:
-            wait_for(lambda id_=made.id: bool(jobs.checkpoints.list(id_).data), "a checkpoint")  # type: ignore[misc]
+            wait_for(lambda id_=made.id: has_saved(id_), "a checkpoint")  # type: ignore[misc]
             with suppress(BadRequestError):  # it has just succeeded
                 jobs.pause(made.id)
             wait_for(lambda id_=made.id: jobs.retrieve(id_).status != "running", "the pause")  # type: ignore[misc]
@@ -344,6 +365,8 @@ def test_a_job_in_parts_on_two_devices_trains_as_on_one_and_pauses(client: OpenA
     assert [job.status for job in ended] == ["succeeded", "succeeded"], [job.error for job in ended]
     alone, together = (jobs.checkpoints.list(job.id).data[0].metrics.train_loss for job in ended)
     assert together == pytest.approx(alone, rel=1e-4)
+    assert len(met_in) == 1
+    assert met_in != {os.readlink("/proc/self/ns/net")}, "they had no network but a loopback of their own"
 
 
 def test_the_script_of_the_migration_page_runs_with_three_values_changed(

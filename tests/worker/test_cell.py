@@ -223,3 +223,35 @@ def test_what_the_kernel_lacks_is_told_and_the_rest_holds(tmp_path: Path) -> Non
     # The launcher is tied to the process that starts it, which `unshare` has become.
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == {"namespaces"}
+
+
+MEETING = """
+import socket, sys
+with socket.socket() as server:
+    server.bind(("127.0.0.1", 0))
+    server.listen(1)
+    with socket.create_connection(server.getsockname()):
+        print("met")
+"""
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["namespaces", "none"])
+@pytest.mark.parametrize("several", [True, False])
+def test_several_processes_of_a_job_meet_and_one_that_is_alone_has_nobody_to(
+    tmp_path: Path, several: bool, inner: bool
+) -> None:
+    """Over a loopback of their own where there may be namespaces, else over the machine's, which Landlock
+    closes to a trainer that is alone."""
+    settings = Settings(home=tmp_path)
+    cell = cells.of(settings, open_store(settings))
+    assert cell is not None
+    program = (sys.executable, "-I", "-S", "-c", MEETING)
+    told = shlex.join(replace(cell, several=several).command(program, cell.open()))
+    before = "" if inner else "echo 0 > /proc/sys/user/max_user_namespaces; "
+    outside = ["unshare", "--user", "--map-root-user", "sh", "-c", f"{before}exec {told}"]
+    done = subprocess.run(outside, capture_output=True, text=True, check=False)
+    # In namespaces the network is the cell's own: whoever is alone may talk to itself.
+    if several or inner:
+        assert done.stdout == "met\n", done.stderr
+    else:
+        assert "PermissionError" in done.stderr
