@@ -59,6 +59,7 @@ runtime_EXTRAS := --extra embedded --extra gpu
 development_EXTRAS := $(runtime_EXTRAS) --extra telemetry --extra s3 --extra wandb --extra mlflow --extra test
 benchmark_EXTRAS := $(runtime_EXTRAS) --extra benchmark
 SETS := api gpu runtime development benchmark
+AUDIT_TOOLS := pip-audit cyclonedx-bom
 LOCK := build/lock
 COMPILE := $(LOCK)/bin/python -m piptools compile --quiet --allow-unsafe --strip-extras \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
@@ -73,6 +74,9 @@ lock: ## pin the newest versions that pyproject.toml allows
 	  --output-file $(LOCK)/$(set).txt pyproject.toml &&) true
 	@$(foreach set,$(SETS),{ echo "# What '$(set)' needs, every version pinned. Made by 'make lock'."; \
 	  $(PORTABLE) $(LOCK)/$(set).txt; } > $(REQUIREMENTS)/$(set).txt &&) true
+	@printf '%s\n' $(AUDIT_TOOLS) | $(COMPILE) --upgrade --output-file $(LOCK)/audit.txt -
+	@{ echo "# What 'make audit' and 'make sbom' run, in an environment of its own. Made by 'make lock'."; \
+	  $(PORTABLE) $(LOCK)/audit.txt; } > $(REQUIREMENTS)/audit.txt
 
 # The tools live apart: what audits the packages is none of them.
 AUDIT := build/audit

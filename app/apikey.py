@@ -1,7 +1,8 @@
 """The form of an API key: `ft_<8 characters id>_<43 characters secret>_<6 characters checksum>`.
 
 The id finds the row, the checksum lets secret scanners know a key without asking us. Nothing here needs a
-database, so that logs can be cleaned of keys by whoever writes them.
+database, so that logs can be cleaned of keys by whoever writes them. `python -m app.apikey` prints a new one,
+for a first key that is to be known before the service is there.
 """
 
 import hashlib
@@ -51,3 +52,7 @@ def without_keys(text: str) -> str:
 def secret_sha256(secret: str) -> str:
     """256 random bits need no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    print(make_key())

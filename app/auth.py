@@ -85,9 +85,13 @@ def store_key(session: Session, key: str, owner: str, name: str, scopes: Iterabl
     session.execute(row.on_conflict_do_update(index_elements=["id"], set_={"scopes": row.excluded.scopes}))
 
 
+class BadKeyFile(Exception):
+    """The file of the first key holds something else."""
+
+
 def ensure_first_key(settings: Settings) -> Path:
     """The first key, which may do everything, stands in `home/key` (mode 0600) and in the database, whichever
-    of the two is new."""
+    of the two is new. Raises BadKeyFile."""
     path = settings.key_file
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -102,6 +106,11 @@ def ensure_first_key(settings: Settings) -> Path:
     try:
         with database.transaction() as session:
             key = path.read_text().strip()
+            if parse_key(key) is None:
+                raise BadKeyFile(
+                    f"What stands in {path} is no API key: remove the file, and one is made, or write"
+                    " one there that `python -m app.apikey` gave."
+                )
             store_key(session, key, owner=settings.organization, name="first key", scopes=ALL_SCOPES)
     finally:
         database.close()

@@ -90,9 +90,9 @@ class Bucket(Store):
         if not all(parts) or {".", ".."}.intersection(parts) or "\0" in key or "\\" in key:
             raise ValueError(f"not a key of this store: {key!r}")
 
-    def upload(self, key: str) -> Upload:
+    def upload(self, key: str, keep: bool = True) -> Upload:
         self.check(key)
-        return _Sent(self, key)
+        return _Sent(self, key, keep)
 
     def put(self, key: str, data: bytes) -> None:
         self.check(key)
@@ -266,12 +266,13 @@ class _Sent(Upload):
     """Written to this machine's disk first: what reads a file as a whole needs it there, and it can be sent
     again when the store was away."""
 
-    def __init__(self, bucket: Bucket, key: str) -> None:
+    def __init__(self, bucket: Bucket, key: str, keep: bool) -> None:
         super().__init__(bucket.incoming / secrets.token_hex(12))
-        self._bucket, self._key = bucket, key
+        self._bucket, self._key, self._keep = bucket, key, keep
 
     def commit(self) -> None:
         """On return the object is in the bucket. Raises StoreAway."""
         self._file.flush()
         self._bucket.send(self._temporary, self._key)
-        self._bucket.keep(self._key, self._temporary)
+        if self._keep:
+            self._bucket.keep(self._key, self._temporary)

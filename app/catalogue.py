@@ -5,14 +5,14 @@ A `source` says where a model comes from: `builtin:tiny-gpt2`, `folder:<name>` b
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Row, or_, select
 from sqlalchemy.orm import Session
 
-from app import model_folder
+from app import model_folder, seal
 from app.errors import InvalidRequest, NotFound
 from app.model_folder import UnusableModel
 from app.permissions import permitted
@@ -28,7 +28,8 @@ BUILTIN_SINCE = datetime(2026, 11, 1, tzinfo=UTC)
 @dataclass(frozen=True)
 class Source:
     """A model that can be trained from or asked to write. `base` is the name that `ft:` names begin with,
-    `trained_from` the source of the model that its job began with."""
+    `trained_from` the source of the model that its job began with; `seal`, of what was trained here, is what
+    its folder is known by (app/seal.py), where one model was asked for."""
 
     name: str
     source: str
@@ -36,6 +37,7 @@ class Source:
     owned_by: str
     created: datetime
     trained_from: str | None = None
+    seal: str | None = None
 
 
 def builtin_folder(settings: Settings) -> Path:
@@ -135,13 +137,16 @@ def find(session: Session, name: str, owner: str, settings: Settings) -> Source:
     for source in base_names(settings):
         if source.name == name:
             return source
-    for query in (
-        _models.where(Model.name == name, or_(Model.owner == owner, permitted(Model.name, owner))),
-        _saved.where(Checkpoint.name == name, or_(Job.owner == owner, permitted(Checkpoint.name, owner))),
-    ):
+    published = _models.add_columns(Model.manifest["files"]).where(
+        Model.name == name, or_(Model.owner == owner, permitted(Model.name, owner))
+    )
+    saved = _saved.add_columns(Checkpoint.manifest_sha256).where(
+        Checkpoint.name == name, or_(Job.owner == owner, permitted(Checkpoint.name, owner))
+    )
+    for query, sealed in ((published, seal.of_files), (saved, seal.of_bytes)):
         row = session.execute(query).one_or_none()
         if row is not None:
-            return _stored(row)
+            return replace(_stored(row), seal=sealed(row[-1]) if row[-1] else None)
     if HUB_ID.fullmatch(name):
         return _hub(name)
     raise NotFound(

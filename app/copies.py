@@ -126,10 +126,12 @@ def _locked(entry: Path, mode: int) -> Iterator[None]:
 
 def _lock(entry: Path, mode: int) -> int:
     while True:
-        entry.mkdir(parents=True, exist_ok=True)
         try:
+            entry.mkdir(parents=True, exist_ok=True)
             handle = os.open(entry / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except FileNotFoundError:  # removed in this moment
+        except (FileNotFoundError, FileExistsError):  # removed in this moment
+            if entry.is_file():
+                raise
             continue
         try:
             fcntl.flock(handle, mode)

@@ -30,7 +30,7 @@ class Folder(Store):
     def check(self, key: str) -> None:
         self.path(key)
 
-    def upload(self, key: str) -> Upload:
+    def upload(self, key: str, keep: bool = True) -> Upload:
         return Upload(self.path(key))
 
     def put(self, key: str, data: bytes) -> None:

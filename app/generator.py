@@ -23,7 +23,8 @@ SILENCE = 30.0
 class Generation(BaseModel):
     """What to generate, all ranges checked. Prompts are texts or token ids; an empty one is a new document.
 
-    `base` is the source of the model that this one was trained from, where it was trained here.
+    `base` is the source of the model that this one was trained from, where it was trained here; `seal` what
+    its folder is known by (app/seal.py).
 
     With `messages` the assistant's next turn is written instead; with `json_schema`, JSON that keeps to it.
 
@@ -36,6 +37,7 @@ class Generation(BaseModel):
     source: str
     name: str
     base: str | None = None
+    seal: str | None = None
     prompts: list[str | list[int]] = Field(default_factory=list)
     messages: list[dict[str, Any]] | None = None
     json_schema: dict[str, Any] | None = None

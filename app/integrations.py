@@ -63,9 +63,16 @@ class Integration(Body):
 
 
 def check(asked: Sequence[Integration], offered: Sequence[str]) -> None:
-    """Raises InvalidRequest for one that is not offered, or cannot be here, and says who can change that."""
+    """Raises InvalidRequest for one that is not offered, or cannot be here, and says who can change that; and
+    for a second one of a kind, which would be the same run."""
     for number, integration in enumerate(asked):
         kind = integration.type
+        if kind in {earlier.type for earlier in asked[:number]}:
+            raise InvalidRequest(
+                f"There is an integration `{kind}` before this one: a job is reported once to each service.",
+                param=f"integrations.{number}.type",
+                code="contradictory_value",
+            )
         package = PACKAGES[kind]
         why = None
         if kind not in offered:

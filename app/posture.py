@@ -34,7 +34,14 @@ class Unsafe(Exception):
 
 def check(settings: Settings) -> None:
     """Raises Unsafe; what is only unwise is logged."""
-    wrong = [*_as_root(settings), *_database(settings), *_broker_address(settings), *_broker(settings)]
+    wrong = [
+        *_as_root(settings),
+        *_database(settings),
+        *_broker_address(settings),
+        *_broker(settings),
+        *_in_the_clear(settings),
+        *_generators(settings),
+    ]
     if wrong:
         raise Unsafe(" ".join(wrong))
 
@@ -46,11 +53,16 @@ def _as_root(settings: Settings) -> Iterator[str]:
 
 def _database(settings: Settings) -> Iterator[str]:
     parts = urlsplit(settings.database_url.get_secret_value() if settings.database_url else "")
-    if not _is_public(parts.hostname):
+    options = parse_qs(parts.query)
+    # libpq takes hosts from there too, several of them.
+    given = [
+        host for name in ("host", "hostaddr") for value in options.get(name, []) for host in value.split(",")
+    ]
+    if not any(_is_public(host) for host in (parts.hostname, *given) if host and not host.startswith("/")):
         return
-    if not parts.password:
+    if not parts.password and "password" not in options:
         yield "DATABASE_URL leads to a public address without a password."
-    if parse_qs(parts.query).get("sslmode", [""])[-1] not in ENCRYPTED:
+    if options.get("sslmode", [""])[-1] not in ENCRYPTED:
         yield "DATABASE_URL leads to a public address without TLS: add ?sslmode=verify-full."
 
 
@@ -65,6 +77,27 @@ def _broker_address(settings: Settings) -> Iterator[str]:
             yield "REDIS_URL leads to a public address without TLS: use rediss://."
     elif not parts.password and not _is_loopback(parts.hostname):
         log.warning("broker_without_password", host=parts.hostname, advice="keep its port from all others")
+
+
+def _in_the_clear(settings: Settings) -> Iterator[str]:
+    """Files, models, prompts and other servers' keys travel to these."""
+    urls = {
+        "FINETUNED_STORE_ENDPOINT": settings.store_endpoint,
+        "FINETUNED_STORE_PUBLIC_ENDPOINT": settings.store_public_endpoint,
+        **{f"FINETUNED_UPSTREAMS: {model!r}": upstream.url for model, upstream in settings.upstreams.items()},
+    }
+    for name, url in urls.items():
+        parts = urlsplit(url or "")
+        if parts.scheme == "http" and _is_public(parts.hostname):
+            yield f"{name} leads to a public address without TLS: use https://."
+
+
+def _generators(settings: Settings) -> Iterator[str]:
+    for url in settings.generator_urls:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and _is_public(parts.hostname):
+            yield "GENERATOR_URL leads to a public address, and a generator asks for no key: keep it inside."
+            return
 
 
 def _addresses(host: str | None) -> list[Any]:

@@ -30,7 +30,7 @@ def broker_url(settings: Settings) -> str:
     url = settings.redis_url.get_secret_value()
     if url.startswith("unix:"):
         parts = urlsplit(url)
-        return f"redis+socket://{parts.path}" + (f"?{parts.query}" if parts.query else "")
+        return f"redis+socket://{parts.netloc}{parts.path}" + (f"?{parts.query}" if parts.query else "")
     return url
 
 

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias=_customary("redis_url"),
-        description="Redis or Valkey to use instead of the embedded one: redis://… or unix:///path",
+        description="Redis or Valkey to use instead of the embedded one: redis://… or unix://:password@/path",
     )
     generator_url: str | None = Field(
         None,
@@ -261,7 +261,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _whole_key(self) -> Self:
-        if (self.store_key_id is None) != (self.store_secret is None):
+        # Without a store they are nobody's business here: both have AWS's names too, which others set.
+        if self.store is not None and (self.store_key_id is None) != (self.store_secret is None):
             raise ValueError("FINETUNED_STORE_KEY_ID and FINETUNED_STORE_SECRET belong together: give both")
         return self
 

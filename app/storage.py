@@ -96,8 +96,8 @@ class Store(ABC):
         """Raises ValueError for a key that would leave the store."""
 
     @abstractmethod
-    def upload(self, key: str) -> Upload:
-        """A new object, to be written piece by piece."""
+    def upload(self, key: str, keep: bool = True) -> Upload:
+        """A new object, to be written piece by piece. `keep`: it will soon be read on this machine."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:

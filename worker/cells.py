@@ -29,7 +29,7 @@ GIB = 1024**3
 # A file of a job at most: fp32 optimizer state of half-precision weights is four times their size, token ids
 # four times that of a text, and Parquet is compressed.
 LARGEST_FILE, PER_INPUT_BYTE = 64 * GIB, 16
-LEFT_ALONE = 7 * 86400.0  # seconds after which a temporary folder's trainer is surely gone
+LEFT_ALONE = 7 * 86400.0  # seconds after which a temporary folder's process is surely gone
 HIDDEN = ("/run",)  # sockets of the system's services, some of which obey whoever reaches them
 
 
@@ -144,10 +144,11 @@ def sockets(settings: Settings) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what trainers of workers that were killed left behind."""
-    for left in folder.glob("trainer-*"):
+    """Remove what trainers of workers that were killed left behind, and what reported of their jobs."""
+    for left in [*folder.glob("trainer-*"), *folder.glob("integrations-*")]:
         try:
-            if time.time() - left.stat().st_mtime > LEFT_ALONE:
+            newest = max(path.stat().st_mtime for path in [left, *left.rglob("*")])
+            if time.time() - newest > LEFT_ALONE:
                 shutil.rmtree(left, ignore_errors=True)
         except OSError:
             continue

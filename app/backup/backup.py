@@ -34,13 +34,23 @@ SECRETS = ("key", "webhook_key")
 Say = Callable[[str], None]
 
 
+@contextmanager
+def private() -> Iterator[None]:
+    """What is written meanwhile is for its owner's eyes only."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@private()
 def backup(settings: Settings, folder: Path, say: Say) -> None:
     """Raises BackupError, EmbeddedError, SQLAlchemyError where the database does not answer, OSError."""
     if folder.exists() and any(folder.iterdir()):
         raise BackupError(f"{folder} is not empty: a backup is made into a new folder.")
     if not settings.home.is_dir():
         raise BackupError(f"There is no {settings.home}: nothing to back up.")
-    os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
     with reaching(settings) as settings, snapshot.held(settings) as moment:
         say("Dumping the database ...")
@@ -57,6 +67,7 @@ def backup(settings: Settings, folder: Path, say: Say) -> None:
         "schema": moment.revision,
         "made_at": int(time.time()),
         "dump_bytes": (folder / DUMP).stat().st_size,
+        "dump_sha256": objects.sha256(folder / DUMP),
         "objects": copied,
         "missing": missing,
     }

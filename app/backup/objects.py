@@ -26,6 +26,11 @@ def walk(store: Store, key: str) -> Iterator[str]:
             yield from walk(store, f"{key}/{name}")
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def copy_out(store: Store, key: str, folder: Path) -> Copied:
     """Raises OSError, FileNotFoundError."""
     target = folder / key
@@ -42,9 +47,14 @@ def copy_out(store: Store, key: str, folder: Path) -> Copied:
 def copy_in(store: Store, key: str, folder: Path, expected: Copied) -> None:
     """Raises BackupError where the bytes are not those that were backed up, and leaves nothing then."""
     source = folder / key
+    try:
+        store.check(key)
+    except ValueError:
+        raise BackupError(f"The backup is damaged: {key!r} leads out of it.") from None
     if not source.is_file():
         raise BackupError(f"The backup is damaged: {source} is missing.")
-    with source.open("rb") as file, store.upload(key) as upload:
+    # What goes to a bucket leaves no copy here, where there may be no room for all of it.
+    with source.open("rb") as file, store.upload(key, keep=False) as upload:
         while data := file.read(CHUNK):
             upload.write(data)
         if Copied(upload.bytes, upload.sha256) != expected:

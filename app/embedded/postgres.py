@@ -4,8 +4,6 @@ The wheel's start-up code is not used: as root it adds a system user, opens the 
 may put a world-open socket with `trust` authentication into the temporary folder.
 """
 
-import os
-import secrets
 import shutil
 import signal
 import sys
@@ -18,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from app.embedded import identity as identities
+from app.embedded.password import password
 from app.embedded.process import EmbeddedError, Process
 
 SUPERUSER = "postgres"
@@ -98,8 +97,9 @@ class Postgres:
 
     def url(self, database: str, user: str = SUPERUSER) -> str:
         """SQLAlchemy URL of one database; the superuser's is for setting up, never for the programs."""
-        password = self._password(user)
-        return f"postgresql+psycopg://{user}:{password}@/{database}?host={quote(str(self._sockets))}"
+        return (
+            f"postgresql+psycopg://{user}:{self._password(user)}@/{database}?host={quote(str(self._sockets))}"
+        )
 
     def _server(self) -> Process:
         values = CONFIGURATION | ({} if self._durable else FORGETFUL)
@@ -109,6 +109,7 @@ class Postgres:
             [binary("postgres"), "-D", self._cluster, "-k", self._sockets, *options],
             log=self._log,
             identity=self._identity,
+            inherits=(),
             # Immediate: the log is replayed at the next start. SIGKILL would leave its children to notice.
             death=signal.SIGQUIT,
         )
@@ -127,6 +128,7 @@ class Postgres:
             [binary("initdb"), "-D", unfinished, "--pwfile", self._password_file(SUPERUSER), *options],
             log=self._log,
             identity=self._identity,
+            inherits=(),
         )
         try:
             initdb.start()
@@ -216,18 +218,7 @@ class Postgres:
         return self._data / f"{user}.password"
 
     def _password(self, user: str) -> str:
-        """Generated at its first use, written for the owner's eyes only."""
-        path = self._password_file(user)
-        try:
-            return path.read_text()
-        except FileNotFoundError:
-            password = secrets.token_urlsafe(32)
-            written = path.with_suffix(".new")
-            descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "w") as file:
-                file.write(password)
-            written.rename(path)
-            return password
+        return password(self._password_file(user))
 
 
 def binary(name: str) -> Path:

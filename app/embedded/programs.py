@@ -91,7 +91,7 @@ def programs(settings: Settings, listener: int, embedded_generator: bool) -> lis
             "FINETUNED_API_KEY": None,
         },
         # Where models lie in a bucket it reads them there.
-        inherits=("FINETUNED_", "AWS_"),
+        inherits=("FINETUNED_",) if settings.store is None else ("FINETUNED_", "AWS_"),
     )
     return [api, *([generator] if embedded_generator else []), worker]
 

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ Prepare = Callable[[Settings], None]
 def prepare(settings: Settings) -> None:
     """Bring the database to the newest schema, and make the first API key.
 
-    Raises EmbeddedError for an object store that cannot be used.
+    Raises EmbeddedError for an object store that cannot be used, or a file `key` that holds none.
     """
     try:
         open_store(settings).probe()
@@ -47,7 +48,10 @@ def prepare(settings: Settings) -> None:
     except StoreAway:
         pass  # the API waits for it, and /readyz tells
     database.migrate(settings)
-    auth.ensure_first_key(settings)
+    try:
+        auth.ensure_first_key(settings)
+    except auth.BadKeyFile as error:
+        raise EmbeddedError(str(error)) from error
 
 
 def up(
@@ -210,11 +214,12 @@ def announce(settings: Settings, say: Say) -> None:
     written = settings.address_file.with_suffix(".new")
     written.write_text(f"{address}\n")
     written.rename(settings.address_file)
-    key = settings.key_file.read_text().strip()
+    # A person clicks and is in: behind the # it never leaves the browser, and the page takes it out of the
+    # address at once. Where the output is kept, in a unit's journal, no key is written.
+    entrance = f"#key={settings.key_file.read_text().strip()}" if sys.stdout.isatty() else ""
     say(
         f"finetuned is ready at {address}\n"
-        # Behind the # it never leaves the browser; the page takes it out of the address at once.
-        f"  dashboard      {address}/#key={key}\n"
+        f"  dashboard      {address}/{entrance}\n"
         f"  base URL       {address}/v1\n"
         f"  API reference  {address}/docs\n"
         f"  API key        {settings.key_file}\n"

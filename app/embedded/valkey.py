@@ -1,11 +1,13 @@
 """Valkey from its wheel, as Celery's broker: on a private socket only, and it never drops a message."""
 
+import contextlib
 import signal
 import socket
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from app.embedded.password import password
 from app.embedded.process import EmbeddedError, Process
 
 START_LIMIT = 60.0  # seconds, reading the append-only file included
@@ -29,19 +31,23 @@ CONFIGURATION = {
 class Valkey:
     """A server whose files are in `data` and whose socket is in `sockets`, a short folder of mode 0700.
 
-    It has no password: whoever can reach the socket is us, and could read the password beside it.
+    Its password is in a file of `data`: where no cell keeps a trainer from the socket (no namespaces), it
+    runs as our user, and the folder's mode says nothing to it; the file it cannot read.
     """
 
     def __init__(self, data: Path, sockets: Path, *, log: Path | None = None) -> None:
         self._data = data
         self._socket = sockets / "valkey.sock"
-        values = CONFIGURATION | {"dir": str(data), "unixsocket": str(self._socket)}
-        options = [word for name, value in values.items() for word in (f"--{name}", value)]
-        self.process = Process("valkey", [binary(), *options], log=log or data / "valkey.log")
+        self._configuration = data / "valkey.conf"
+        self.process = Process(
+            "valkey", [binary(), self._configuration], log=log or data / "valkey.log", inherits=()
+        )
 
     def start(self) -> str:
-        """Start it and give its URL, `unix:///path`. Raises EmbeddedError where it does not come up."""
+        """Start it and give its URL, `unix://:password@/path`. Raises EmbeddedError where it does not come
+        up."""
         self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._configure()
         self.process.start()
         deadline = time.monotonic() + START_LIMIT
         while not self._answers():
@@ -51,22 +57,46 @@ class Valkey:
                 self.stop()
                 raise EmbeddedError(f"Valkey is not ready after {START_LIMIT:.0f} s")
             time.sleep(0.01)
-        return f"unix://{self._socket}"
+        return url(self._data, self._socket.parent)
 
     def stop(self) -> None:
         """It writes what it holds and ends."""
         self.process.stop(signal.SIGTERM, grace=STOP_GRACE)
 
+    def _configure(self) -> None:
+        """By a file, since everybody on the machine can read an argument list."""
+        values = CONFIGURATION | {"dir": str(self._data), "unixsocket": str(self._socket)}
+        values["requirepass"] = password(_password_file(self._data))
+        lines = [f"{name} {_quoted(value)}\n" for name, value in values.items()]
+        self._configuration.touch(mode=0o600)
+        self._configuration.write_text("".join(lines))
+
     def _answers(self) -> bool:
         """A connection alone proves nothing: it is accepted while the append-only file is being read."""
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(1)
-                connection.connect(str(self._socket))
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1)
+            connection.connect(str(self._socket))
+            connection.sendall(f"AUTH {password(_password_file(self._data))}\r\nPING\r\n".encode())
+            said = b""
+            while said.count(b"\n") < 2 and (more := connection.recv(64)):
+                said += more
+            return said.startswith(b"+OK\r\n+PONG")
+        return False
+
+
+def url(data: Path, sockets: Path) -> str:
+    """How to reach the server of these folders. Raises FileNotFoundError where it was never started."""
+    return f"unix://:{_password_file(data).read_text()}@{sockets / 'valkey.sock'}"
+
+
+def _password_file(data: Path) -> Path:
+    return data / "valkey.password"
+
+
+def _quoted(value: str) -> str:
+    """A path may hold spaces and quotes; a line break would begin another directive."""
+    plain = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{plain}"'
 
 
 def binary() -> Path:

@@ -31,6 +31,7 @@ def _generation(body: ChatRequest, source: Source) -> Generation:
         source=source.source,
         name=source.name,
         base=source.trained_from,
+        seal=source.seal,
         messages=[message.plain() for message in body.messages],
         json_schema=body.response_format.schema_to_keep(),
         best_of=body.n,

@@ -82,6 +82,7 @@ def _generation(body: CompletionRequest, source: Source) -> Generation:
         source=source.source,
         name=source.name,
         base=source.trained_from,
+        seal=source.seal,
         prompts=body.prompt,
         best_of=best_of,
         max_tokens=16 if body.max_tokens is None else body.max_tokens,

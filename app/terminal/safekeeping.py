@@ -34,4 +34,5 @@ def _run(
     except SQLAlchemyError as error:
         raise Failure(f"The database does not answer ({type(error).__name__}).") from None
     except OSError as error:
-        raise Failure(f"{error.strerror}: {error.filename}") from None
+        # The object store's errors are sentences, the system's a word and a file.
+        raise Failure(f"{error.strerror}: {error.filename}" if error.strerror else str(error)) from None

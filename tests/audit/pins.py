@@ -10,11 +10,17 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 Pins = dict[str, str]
+TOOLS = "audit"  # the set of what audits, in an environment of its own
 
 
 def sets() -> list[str]:
     """Those that `make lock` makes."""
-    found = re.search(r"^SETS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return [*_words("SETS"), TOOLS]
+
+
+def _words(variable: str) -> list[str]:
+    """Of a variable of the Makefile."""
+    found = re.search(rf"^{variable} := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     return found[1].split() if found else []
 
 
@@ -38,10 +44,11 @@ def stale(name: str) -> list[str]:
     """Why the set is out of date: what is asked for and not pinned, or pinned outside what is asked for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     held = pins(name)
-    asked = list(project["dependencies"])
+    asked = _words("AUDIT_TOOLS") if name == TOOLS else list(project["dependencies"])
     for extra in extras(name, (ROOT / "Makefile").read_text(encoding="utf-8")):
         asked += project["optional-dependencies"][extra]
-    wrong = [_wrong("pyproject.toml", Requirement(one), held) for one in asked]
+    source = "Makefile" if name == TOOLS else "pyproject.toml"
+    wrong = [_wrong(source, Requirement(one), held) for one in asked]
     for package, version in held.items():
         try:
             installed = distribution(package)

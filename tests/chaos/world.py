@@ -38,11 +38,10 @@ class World:
         self.postgres = Postgres(folder / "postgres", self.sockets, log=folder / "postgres.log")
         self.valkey = Valkey(folder / "valkey", self.sockets, log=folder / "valkey.log")
         url = str(self.postgres.start())
-        self.valkey.start()
+        self.broker = str(self.valkey.start())
+        through_proxy = self.broker.replace("valkey.sock", "proxy.sock")
         self.proxy = Proxy(self.sockets / "proxy.sock", self.sockets / "valkey.sock")
-        self.settings = Settings(
-            home=folder / "home", database_url=url, redis_url=f"unix://{self.sockets / 'proxy.sock'}"
-        )
+        self.settings = Settings(home=folder / "home", database_url=url, redis_url=through_proxy)
         up.prepare(self.settings)
         self.database = url.replace("+psycopg", "")
         history.install(self.database)
@@ -56,7 +55,7 @@ class World:
             **os.environ,
             "FINETUNED_HOME": str(folder / "home"),
             "DATABASE_URL": url,
-            "REDIS_URL": f"unix://{self.sockets / 'proxy.sock'}",
+            "REDIS_URL": through_proxy,
             "FINETUNED_LEASE": str(LEASE),
             "FINETUNED_HEARTBEAT": str(HEARTBEAT),
             "FINETUNED_LEASE_GRACE": str(GRACE),
@@ -222,9 +221,9 @@ class World:
             time.sleep(0.01)
 
     def flush_redis(self) -> None:
-        with redis.Redis.from_url(f"unix://{self.sockets / 'valkey.sock'}") as client:
+        with redis.Redis.from_url(self.broker) as client:
             client.flushall()
 
     def push_garbage(self, text: bytes) -> None:
-        with redis.Redis.from_url(f"unix://{self.sockets / 'valkey.sock'}") as client:
+        with redis.Redis.from_url(self.broker) as client:
             client.lpush("ft:gpu", text)

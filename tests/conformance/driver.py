@@ -15,7 +15,7 @@ class Call(Protocol):
 
     answers: list[httpx2.Response]
 
-    def __call__(self, name: str, *given: Any, **named: Any) -> Any: ...
+    def __call__(self, name: str, /, *given: Any, **named: Any) -> Any: ...
 
 
 def strictly(answer: httpx2.Response, got: Any) -> Any:
@@ -41,11 +41,11 @@ class Synchronous:
         answer.read()
         self.answers.append(answer)
 
-    def __call__(self, name: str, *given: Any, **named: Any) -> Any:
+    def __call__(self, name: str, /, *given: Any, **named: Any) -> Any:
         got = attrgetter(name)(self.client)(*given, **named)
         return strictly(self.answers[-1], got)
 
-    def every(self, name: str, *given: Any, **named: Any) -> list[Any]:
+    def every(self, name: str, /, *given: Any, **named: Any) -> list[Any]:
         """All items of all pages."""
         return list(attrgetter(name)(self.client)(*given, **named))
 
@@ -66,11 +66,11 @@ class Asynchronous:
         await answer.aread()
         self.answers.append(answer)
 
-    def __call__(self, name: str, *given: Any, **named: Any) -> Any:
+    def __call__(self, name: str, /, *given: Any, **named: Any) -> Any:
         got = self._runner.run(_await(attrgetter(name)(self.client)(*given, **named)))
         return strictly(self.answers[-1], got)
 
-    def every(self, name: str, *given: Any, **named: Any) -> list[Any]:
+    def every(self, name: str, /, *given: Any, **named: Any) -> list[Any]:
         async def collect() -> list[Any]:
             return [item async for item in attrgetter(name)(self.client)(*given, **named)]
 

@@ -102,10 +102,34 @@ def test_every_connection_needs_the_password_on_the_socket_too(postgres: Postgre
             connect(url.replace(url[url.index(ROLE) + len(ROLE) : url.index("@")], password))
 
 
-def test_passwords_are_in_no_argument_list_and_in_no_log(new_postgres: NewPostgres, home: Path) -> None:
-    server = new_postgres()
+def test_the_queue_needs_the_password_on_its_socket_too(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.ping()
+    bare = "unix://" + redis_url.partition("@")[2]
+    with redis.Redis.from_url(bare) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+    # What reads our settings may not lose it on the way to Celery.
+    assert broker_url(Settings(redis_url=redis_url)).partition("://")[2] == redis_url.partition("://")[2]
+
+
+def test_passwords_are_in_no_argument_list_and_in_no_log(
+    new_postgres: NewPostgres, home: Path, folder: Path
+) -> None:
+    server, broker = new_postgres(), Valkey(home / "valkey", folder)
     server.start()
-    secrets = [(home / "postgres" / f"{user}.password").read_bytes() for user in ("postgres", ROLE)]
+    try:
+        broker.start()
+        _look_for_passwords(home)
+    finally:
+        broker.stop()
+
+
+def _look_for_passwords(home: Path) -> None:
+    files = list(home.glob("*/*.password"))
+    assert {file.stem for file in files} == {"postgres", ROLE, "valkey"}
+    secrets = [file.read_bytes() for file in files]
+    for file in [*files, home / "valkey" / "valkey.conf"]:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     places = [*Path("/proc").glob("[0-9]*/cmdline"), *home.rglob("*.log")]
     for place in places:
         try:
@@ -225,8 +249,8 @@ def test_the_data_of_another_user_is_refused_with_what_to_do(new_postgres: NewPo
         new_postgres().start()
 
 
-def test_messages_survive_a_kill(home: Path, folder: Path) -> None:
-    server = Valkey(home / "valkey", folder)
+def test_messages_survive_a_kill(tmp_path: Path, folder: Path) -> None:
+    server = Valkey(tmp_path / 'a home \\ of "mine"' / "valkey", folder)
     try:
         with redis.Redis.from_url(server.start()) as client:
             client.lpush("gpu", "one", "two")

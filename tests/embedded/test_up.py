@@ -17,7 +17,7 @@ import pytest
 from app.embedded import sockets
 from app.embedded.process import EmbeddedError
 from app.embedded.programs import ROOT, programs
-from app.embedded.up import check_loopback
+from app.embedded.up import announce, check_loopback
 from app.settings import Settings
 
 START_LIMIT = 30.0
@@ -149,11 +149,20 @@ def test_ctrl_c_leaves_no_process_and_no_socket_folder(new_up: NewUp, home: Path
     output = stop(up)
     assert f"ready at {address}" in output
     assert str(home / "key") in output
-    assert f"dashboard      {address}/#key=ft-a-key\n" in output
+    assert f"dashboard      {address}/\n" in output
+    assert "ft-a-key" not in output, "what is no terminal is kept by somebody"
     assert processes(home) == []
     assert not folder.exists()
     assert not (home / "address").exists()
     assert (home / "saved").exists(), "the worker had its time to save"
+
+
+def test_a_person_gets_a_link_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("ft-a-key\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    said: list[str] = []
+    announce(Settings(home=tmp_path, port=1234), said.append)
+    assert "dashboard      http://127.0.0.1:1234/#key=ft-a-key\n" in said[0]
 
 
 def test_given_servers_are_used_instead_and_sigterm_stops_it_too(

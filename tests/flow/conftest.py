@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.flow import gpt2
+from tests.flow import gpt2, secrets
 from tests.flow.stack import QUICK, Stack
 
 
@@ -12,7 +12,14 @@ from tests.flow.stack import QUICK, Stack
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     bases = tmp_path_factory.mktemp("bases")
     gpt2.write(bases / "small-gpt2")
-    settings = {"FINETUNED_BASE_MODELS": str(bases), "FINETUNED_PREEMPT_AFTER": "0", **QUICK}
+    settings = {
+        "FINETUNED_BASE_MODELS": str(bases),
+        "FINETUNED_PREEMPT_AFTER": "0",
+        # The most that the programs can say, for tests/flow/secrets.py to look through.
+        "FINETUNED_LOG_LEVEL": "debug",
+        **QUICK,
+        **secrets.GIVEN,
+    }
     stack = Stack(tmp_path_factory.mktemp("home"), settings)
     stack.start()
     try:

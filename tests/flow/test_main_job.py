@@ -18,6 +18,7 @@ from openai import BadRequestError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.flow import secrets
 from tests.flow.stack import Stack, wait_for, wait_for_end
 
 ROWS = "".join(
@@ -391,3 +392,35 @@ def test_the_script_of_the_migration_page_runs_with_three_values_changed(
     assert done.returncode == 0, done.stderr
     assert "is ready" in done.stdout
     assert (tmp_path / "results.csv").read_text().startswith("step,")
+
+
+def test_no_secret_is_in_an_argument_list_a_log_or_where_models_run(stack: Stack) -> None:
+    """After all of the above, at the level `debug`: every process of the service, every file of its home."""
+    known = secrets.of(stack.home)
+    assert all(len(secret) > 10 for secret in known.values())
+    wait_for(
+        lambda: any("worker.training" in words for words, _ in secrets.processes(stack.process.pid).values()),
+        "the warm trainer",
+    )
+    running = secrets.processes(stack.process.pid)
+    arguments = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert [name for name, secret in known.items() for said in arguments if secret in said] == []
+    seen: dict[str, int] = {}
+    for words, environment in running.values():
+        kind = next(
+            (kind for kind in secrets.TOLD_NOTHING if any(kind in word for word in words[:4])), "ours"
+        )
+        seen[kind] = seen.get(kind, 0) + 1
+        if kind != "ours":
+            assert [name for name, secret in known.items() if secret in environment] == [], words
+    assert set(seen) == {*secrets.TOLD_NOTHING, "ours"}, seen
+    assert list(secrets.leaks(stack.home, known)) == []
+    # Nor does what people train on and ask get into a log, or through the queue.
+    trained = {"a text": b"Serve it warm", "a prompt": b"Stir the", "a pair": b"Stir it for"}
+    for folder in ("logs", "valkey"):
+        assert list(secrets.leaks(stack.home / folder, trained)) == []
+    for name in secrets.KEPT:
+        assert (stack.home / name).stat().st_mode & 0o077 == 0, name
+    assert any(known["valkey/valkey.password"] in told for _, told in running.values()), "the worker knows it"
+    [generator] = [pid for pid, (words, _) in running.items() if "worker.generation" in words]
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{generator}/status").read_text(), "it has confined itself"

@@ -1,6 +1,7 @@
 """Models in memory: who stays, who leaves, and what happens when a folder changes or is gone."""
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
+from app import seal
 from app.errors import NotFound, ServiceError, Unavailable
 from tests.generation.tinymodel import make_model
 from worker.generation import loaded, model
 from worker.generation.head import Head
 from worker.generation.loaded import LoadedModels
 from worker.generation.model import Model
+from worker.training import manifest
 
 CPU = torch.device("cpu")
 Loads = list[str]
@@ -68,6 +71,28 @@ async def test_the_least_recently_used_leaves(shelf: Path, loads: Loads) -> None
     assert held(kept) == ["c", "a", "d"]
     await use(kept, "c", "a", "b")
     assert loads == ["a", "b", "c", "d", "b"]
+    kept.close()
+
+
+async def test_a_folder_with_another_manifest_than_the_recorded_one_is_not_loaded(
+    shelf: Path, loads: Loads
+) -> None:
+    """As where somebody who may write to the bucket has put another model there, manifest and all."""
+    digest, _ = manifest.seal(shelf / "a")
+    files = json.loads((shelf / "a" / manifest.NAME).read_bytes())["files"]
+    kept = models(shelf, room_for(3, shelf))
+    good = [seal.of_bytes(digest), seal.of_files(files)]
+    for seal_of in good:
+        async with kept.borrow("a", "a", None, seal_of):
+            pass
+    (shelf / "a" / "config.json").write_text((shelf / "a" / "config.json").read_text() + " ")
+    manifest.seal(shelf / "a")
+    for seal_of in [*good, "", "files:", "manifest:00"]:
+        with pytest.raises(ServiceError) as refused:
+            async with kept.borrow("a", "a", None, seal_of):
+                pass
+        assert refused.value.code == "model_not_loadable"
+    assert loads == ["a"]
     kept.close()
 
 

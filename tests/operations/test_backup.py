@@ -1,8 +1,11 @@
-"""Backed up while a job trains, restored and started elsewhere: all is there and the job goes on."""
+"""A backup holds one moment, whole, and becomes a service again; what is damaged or in the way is refused.
+
+A service that trains meanwhile and goes on elsewhere, in another bucket: tests/store/test_flow.py.
+"""
 
 import json
+import stat
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -11,13 +14,14 @@ from openai import OpenAI
 from sqlalchemy import text
 
 from app.backup import snapshot
-from app.backup.backup import backup
+from app.backup.backup import backup, served
 from app.backup.restore import restore
 from app.backup.snapshot import BackupError
 from app.database import WorkerDatabase, revisions
+from app.embedded.up import only_one
 from app.settings import Settings
 from tests.app.conftest import Api, serving
-from tests.flow.stack import QUICK, Stack, wait_for, wait_for_end
+from tests.flow.stack import wait_for
 from tests.operations.test_metrics import make_job
 from tests.stand_ins.reporter import Reporter
 
@@ -25,72 +29,6 @@ DATA = b'{"text": "Stir the soup."}\n' * 24
 
 
 def quiet(_: str) -> None: ...
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-def listed(client: OpenAI, running: str) -> dict[str, object]:
-    return {
-        "files": sorted((file.id, file.bytes) for file in client.files.list()),
-        "models": sorted(model.id for model in client.models.list()),
-        "jobs": sorted(job.id for job in client.fine_tuning.jobs.list()),
-        "first": [c.id for c in client.fine_tuning.jobs.checkpoints.list(running)],
-    }
-
-
-@pytest.mark.timeout(400)
-def test_a_service_is_backed_up_while_it_trains_and_goes_on_elsewhere(tmp_path: Path) -> None:
-    before, after = Stack(tmp_path / "before", QUICK), Stack(tmp_path / "after", QUICK)
-    copy = tmp_path / "copy"
-    before.start()
-    try:
-        with before.client() as client:
-            file = client.files.create(file=("a.jsonl", DATA), purpose="fine-tune")
-
-            def job(steps: int, save: int) -> str:
-                recipe = {"max_steps": steps, "save_steps": save, "total_train_batch_size": 4}
-                more = {"hyperparameters": recipe}
-                given = {"model": "tiny-gpt2", "training_file": file.id}
-                return client.fine_tuning.jobs.create(**given, extra_body=more).id  # type: ignore[arg-type]
-
-            done = wait_for_end(client, job(4, 2))
-            assert done.fine_tuned_model is not None
-            ask = {"model": done.fine_tuned_model, "prompt": "Stir", "max_tokens": 8, "temperature": 0}
-            answer = client.completions.create(**ask).choices[0].text  # type: ignore[call-overload]
-            long = job(100_000, 20)
-            wait_for(lambda: bool(client.fine_tuning.jobs.checkpoints.list(long).data), "a checkpoint")
-            made = run("backup", str(copy), "--home", str(before.home))
-            assert made.returncode == 0, made.stderr
-            assert client.fine_tuning.jobs.retrieve(long).status == "running", "nobody was disturbed"
-            there = listed(client, done.id)
-            assert json.loads((copy / "backup.json").read_text())["missing"] == []
-    finally:
-        before.kill()
-    assert run("restore", str(copy), "--home", str(after.home)).returncode == 0
-    after.start()
-    try:
-        with after.client() as client:
-            assert after.key == before.key
-            assert listed(client, done.id) == there
-            assert client.files.content(file.id).read() == DATA
-
-            def resumed() -> list[int]:
-                events = after.get(f"/v1/fine_tuning/jobs/{long}/events", params={"limit": 100}).json()[
-                    "data"
-                ]
-                return [event["data"]["step"] for event in events if event["data"]["code"] == "resumed"]
-
-            wait_for(lambda: bool(resumed()), "the job goes on")
-            assert resumed()[0] >= 20
-            client.fine_tuning.jobs.cancel(long)
-            again = client.completions.create(**ask).choices[0].text  # type: ignore[call-overload]
-            assert again == answer
-            assert run("backup", str(tmp_path / "second"), "--home", str(after.home)).returncode == 0
-    finally:
-        after.kill()
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +76,42 @@ def test_a_database_of_ones_own_is_restored_into_an_empty_one_only(
         backup(api.settings, small, quiet)
 
 
+def test_an_embedded_home_is_backed_up_at_rest_and_while_it_is_up(small: Path, tmp_path: Path) -> None:
+    home = Settings(home=tmp_path / "home")
+    restore(home, small, quiet)
+    at_rest, while_up = tmp_path / "at-rest", tmp_path / "while-up"
+    backup(home, at_rest, quiet)
+    with only_one(home.home):
+        with pytest.raises(BackupError, match="just starting"):
+            backup(home, while_up, quiet)
+        with served(home):
+            backup(home, while_up, quiet)
+    first, *others = [
+        json.loads((folder / "backup.json").read_text()) for folder in (small, at_rest, while_up)
+    ]
+    for facts in others:
+        assert (facts["objects"], facts["schema"]) == (first["objects"], first["schema"])
+    for path in while_up.rglob("*"):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+
+
+def test_a_home_that_is_a_volume_is_filled(
+    small: Path, new: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container. That it is a mount is made up: not everybody may mount."""
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == new.home)
+    (new.home / "lost+found").mkdir(parents=True)
+    (small / "home" / "key").rename(small / "key")
+    (small / "home" / "key").mkdir()
+    with pytest.raises(IsADirectoryError):
+        restore(new, small, quiet)
+    (small / "home" / "key").rmdir()
+    (small / "key").rename(small / "home" / "key")
+    assert [path.name for path in new.home.iterdir()] == ["lost+found"], "nothing is left of what failed"
+    restore(new, small, quiet)
+    assert sorted(path.name for path in new.home.iterdir()) == ["key", "lost+found", "storage", "webhook_key"]
+
+
 def test_a_backup_that_is_damaged_or_unfinished_is_not_restored(
     small: Path, new: Settings, tmp_path: Path
 ) -> None:
@@ -153,6 +127,13 @@ def test_a_backup_that_is_damaged_or_unfinished_is_not_restored(
             "newer release",
         ),
         (lambda: (small / "backup.json").write_text(json.dumps({**facts, "dump_bytes": 1})), "not as large"),
+        (lambda: (small / "backup.json").write_text('{"format": 1'), "cannot be read"),
+        (
+            lambda: (small / "backup.json").write_text(
+                json.dumps({**facts, "objects": {"../key": facts["objects"][key]}})
+            ),
+            "leads out of it",
+        ),
         (lambda: (small / "backup.json").unlink(), "not finished"),
     ):
         breach()
@@ -163,8 +144,13 @@ def test_a_backup_that_is_damaged_or_unfinished_is_not_restored(
         (small / "backup.json").write_text(json.dumps(facts))
     dump = (small / "database.dump").read_bytes()
     (small / "database.dump").write_bytes(b"x" * len(dump))
+    with pytest.raises(BackupError, match=r"database.dump is not what was backed up"):
+        restore(new, small, quiet)
+    # As the first release made them, without that hash.
+    (small / "backup.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "dump_sha256"}))
     with pytest.raises(BackupError, match="pg_restore failed"):
         restore(new, small, quiet)
+    (small / "backup.json").write_text(json.dumps(facts))
     (small / "database.dump").write_bytes(dump)
     assert revisions()[0] == facts["schema"]
 

@@ -18,10 +18,12 @@ from worker.room import least
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
 BLOCKS = re.findall(r"^```(.*?)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-# A restore brings its own database, as with `finetuned up`: that of this test is in use.
+# A restore goes into a database of its own: that of this test is in use.
 SHELL = """set -euo pipefail
 finetuned() {{
-  if [ "$1" = restore ]; then env -u DATABASE_URL {python} -m app.cli "$@"; else {python} -m app.cli "$@"; fi
+  local database="$DATABASE_URL"
+  if [ "$1" = restore ]; then database="$NEW_DATABASE"; fi
+  env DATABASE_URL="$database" {python} -m app.cli "$@"
 }}
 """
 
@@ -34,7 +36,9 @@ def test_every_command_is_run_here_or_marked_as_one_for_elsewhere() -> None:
             assert re.search(r"docker|prom", block), block
 
 
-def test_the_commands_of_the_page_work_in_its_order(api: Api, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_work_in_its_order(
+    api: Api, tmp_path: Path, empty_database_url: str
+) -> None:
     database = WorkerDatabase(api.settings)
     with api.client() as client:
         job = make_job(client)
@@ -54,6 +58,7 @@ def test_the_commands_of_the_page_work_in_its_order(api: Api, tmp_path: Path) ->
         "CHECKPOINT": checkpoint.id,
         "BACKUPS": str(tmp_path / "backups"),
         "NEW_HOME": str(tmp_path / "new"),
+        "NEW_DATABASE": empty_database_url,
         "FINETUNED_HOME": str(api.settings.home),
         "DATABASE_URL": api.settings.database_url.get_secret_value(),
     }
@@ -66,7 +71,7 @@ def test_the_commands_of_the_page_work_in_its_order(api: Api, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     for word in ('finetuned_jobs{status="succeeded"}', '"pinned":true', "Backed up", "Restored to"):
         assert word in done.stdout, done.stdout
-    assert (tmp_path / "new" / "postgres" / "cluster").is_dir()
+    assert (tmp_path / "new" / "key").read_text() == (api.settings.home / "key").read_text()
 
 
 def gpt2(layers: int, width: int) -> Size:

@@ -39,11 +39,36 @@ def test_a_broker_that_all_the_world_can_reach_has_a_password_and_tls(
         ("postgresql://a:secret@8.8.8.8/b?sslmode=prefer", "without TLS"),
         ("postgresql://a:secret@8.8.8.8/b?sslmode=verify-full", None),
         ("postgresql://a:secret@192.168.1.2/b", None),
+        ("postgresql://a:secret@/b?host=192.168.1.2,8.8.8.8", "without TLS"),
+        ("postgresql://a@db/b?hostaddr=8.8.8.8&sslmode=require", "without a password"),
+        ("postgresql://a@/b?host=8.8.8.8&sslmode=require&password=secret", None),
         ("postgresql+psycopg://a:secret@/b?host=/run/postgresql", None),
     ],
 )
 def test_a_database_that_all_the_world_can_reach_has_a_password_and_tls(url: str, word: str | None) -> None:
     _expect(Settings(database_url=url), word)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"generator_url": "http://10.0.0.1:8100"}, None),
+        ({"generator_url": "unix:/run/g"}, None),
+        ({"generator_url": "http://10.0.0.1:8100,http://8.8.8.8:8100"}, "asks for no key"),
+        ({"generator_url": "http://[2001:4860:4860::8888]:8100"}, "asks for no key"),
+        ({"store_endpoint": "http://8.8.8.8:9000"}, "FINETUNED_STORE_ENDPOINT"),
+        ({"store_endpoint": "https://8.8.8.8"}, None),
+        ({"store_public_endpoint": "http://8.8.8.8"}, "FINETUNED_STORE_PUBLIC_ENDPOINT"),
+        ({"store_endpoint": "http://127.0.0.1:9000"}, None),
+        ({"upstreams": {"m": {"url": "http://8.8.8.8/v1", "key": "secret"}}}, "FINETUNED_UPSTREAMS: 'm'"),
+        ({"upstreams": {"m": {"url": "http://10.1.1.1/v1", "key": "secret"}}}, None),
+        ({"upstreams": {"m": "https://8.8.8.8/v1"}}, None),
+    ],
+)
+def test_nothing_of_ours_travels_through_the_world_in_the_clear(
+    given: dict[str, Any], word: str | None
+) -> None:
+    _expect(Settings(**given), word)
 
 
 def _expect(settings: Settings, word: str | None) -> None:

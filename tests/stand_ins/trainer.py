@@ -10,6 +10,7 @@ The first row of its data file is its script, a JSON object in the row's text:
 
     steps     how many there are; 10                       save      a checkpoint every so many; 5
     pause     seconds a step takes; 0.01                   size      bytes of a checkpoint; 1000
+    rewards   what each step and the last evaluation tell of preference pairs; nothing
     acts      what happens: a list of {"do": …, "at": step, "below": epoch, …}, done once an attempt when the
               step is reached (0: before the first) and, where `below` is given, the job's epoch is less
 
@@ -36,7 +37,7 @@ from typing import Any
 
 from tests.stand_ins.prisoner import pry
 from worker.training import cell, manifest
-from worker.training.events import Event, Failed, Finished, Notice, Prepared, Ready, Saved, Step
+from worker.training.events import Evaluated, Event, Failed, Finished, Notice, Prepared, Ready, Saved, Step
 from worker.training.events import line as as_line
 
 STOPPED = 75
@@ -64,6 +65,7 @@ class Run:
         self.steps, self.save = int(script.get("steps", 10)), int(script.get("save", 5))
         self.pause, self.size = float(script.get("pause", 0.01)), int(script.get("size", 1000))
         self.acts = [act for act in script.get("acts", []) if self.epoch < act.get("below", 1 << 62)]
+        self.rewards = script.get("rewards")
         self.step, self.state = 0, hashlib.sha256(first.encode()).hexdigest()
         self.saved_at, self.digest, self.spoil = 0, "", False
         for folder in map(Path, job.get("resume") or ()):
@@ -86,10 +88,13 @@ class Run:
             self.state = hashlib.sha256(f"{self.state}{self.step}".encode()).hexdigest()
             loss = int(self.state[:8], 16) / 2**32
             share = self.step / self.steps
-            say(Step(self.step, share, loss, 1e-3, 1.0, 10, 10 * self.step, 1000.0, 1 << 20, False))
+            told = (self.step, share, loss, 1e-3, 1.0, 10, 10 * self.step, 1000.0, 1 << 20, False)
+            say(Step(*told, self.rewards))
             if self.step % self.save == 0 or self.step == self.steps:
                 self.write()
             self.act()
+        if self.rewards:
+            say(Evaluated(self.step, 1.0, 0.5, None, None, 10, self.rewards))
         if self.step != self.saved_at:
             self.write()
         if self.step < self.steps:

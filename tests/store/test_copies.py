@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -137,13 +138,11 @@ def test_readers_and_removers_at_once_never_see_half(tmp_path: Path) -> None:
                 if found != data:
                     wrong.append(found)
 
-    remover = threading.Thread(target=remove)
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    remover.start()
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    ended.set()
-    remover.join()
+    with ThreadPoolExecutor(5) as threads:
+        removers = [threads.submit(remove) for _ in range(2)]
+        readers = [threads.submit(read) for _ in range(3)]
+        wait(readers)
+        ended.set()
+        for each in [*readers, *removers]:
+            each.result()
     assert wrong == []

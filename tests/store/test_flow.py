@@ -19,14 +19,19 @@ from pathlib import Path
 import httpx2
 import pytest
 from openai import OpenAI
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.auth import ensure_first_key
+from app.backup.backup import backup
+from app.backup.restore import restore
+from app.backup.snapshot import BackupError
 from app.database import WorkerDatabase
 from app.embedded import programs
 from app.settings import Settings
 from app.tables import Checkpoint, Event, Job
 from tests.app.conftest import serving
+from tests.flow import secrets
 from tests.flow.stack import wait_for, wait_for_end
 from tests.store.bucket_server import BUCKET, KEY_ID, SECRET, BucketServer
 from worker.training import manifest
@@ -208,3 +213,95 @@ def test_a_generator_with_an_empty_home_writes_with_it(stack: Stack, client: Ope
     assert client.completions.create(
         model=checkpoint.fine_tuned_model_checkpoint, prompt="Stir", max_tokens=4
     )
+
+
+def test_it_is_backed_up_while_it_trains_and_goes_on_in_another_bucket_and_database(
+    stack: Stack, client: OpenAI, model: str, server: BucketServer, empty_database_url: str, tmp_path: Path
+) -> None:
+    copy, said = tmp_path / "copy", list[str]()
+    file = client.fine_tuning.jobs.list().data[0].training_file
+    recipe = {"max_steps": 100_000, "save_steps": 10, "total_train_batch_size": 4}
+    running = client.fine_tuning.jobs.create(
+        model="tiny-gpt2", training_file=file, extra_body={"hyperparameters": recipe}
+    ).id
+    wait_for(lambda: bool(client.fine_tuning.jobs.checkpoints.list(running).data), "a checkpoint")
+    backup(stack.settings, copy, said.append)
+    assert client.fine_tuning.jobs.retrieve(running).status == "running", "nobody was disturbed"
+    there = listed(client, running)
+    [worker] = [name for name in stack.processes if name.startswith("worker")]
+    stack.processes.pop(worker).kill()
+
+    new = stack.settings.model_copy(
+        update={
+            "home": stack.home("restored"),
+            "database_url": SecretStr(empty_database_url),
+            "store": f"s3://{BUCKET}/restored",
+        }
+    )
+    damaged = max((copy / "storage").rglob("*.safetensors"))
+    kept = damaged.read_bytes()
+    damaged.write_bytes(kept[:-1] + b"?")
+    with pytest.raises(BackupError, match="is not what was backed up"):
+        restore(new, copy, said.append)
+    assert sent(server) == [], "what was sent is taken back"
+    damaged.write_bytes(kept)
+    restore(new, copy, said.append)
+    assert sent(server)
+    assert stack.files("restored", "copies") == stack.files("restored", "storage") == [], (
+        "all is in the bucket"
+    )
+    other = new.model_copy(update={"home": stack.home("other"), "database_url": None})
+    with pytest.raises(BackupError, match="is not empty"):
+        restore(other, copy, said.append)
+
+    changed = {"DATABASE_URL": empty_database_url, "FINETUNED_STORE": f"s3://{BUCKET}/restored"}
+    stack.start("worker-c", programs.celery(stack.settings), **changed)
+    with serving(new) as url, OpenAI(base_url=f"{url}/v1", api_key=client.api_key, timeout=60) as again:
+        assert listed(again, running) == there
+        assert again.files.content(file).read() == ROWS.encode()
+        headers = {"authorization": f"Bearer {client.api_key}"}
+        old, new_bytes = (
+            httpx2.get(f"{base}/v1/models/{model}/files/model.safetensors", headers=headers).content
+            for base in (stack.url, url)
+        )
+        assert old == new_bytes
+
+        def resumed() -> list[int]:
+            events = again.fine_tuning.jobs.list_events(running, limit=100).data
+            facts = [dict(event.data) for event in events]  # type: ignore[call-overload]
+            return [fact["step"] for fact in facts if fact["code"] == "resumed"]
+
+        wait_for(lambda: bool(resumed()), "the job goes on")
+        assert resumed()[0] >= 10
+        again.fine_tuning.jobs.cancel(running)
+    client.fine_tuning.jobs.cancel(running)
+
+
+def sent(server: BucketServer) -> list[Path]:
+    """What lies below the new prefix."""
+    found = (server.folder / BUCKET / "restored").rglob("*")
+    return [path for path in found if path.is_file() and ".nanio-meta" not in path.parts]
+
+
+def test_the_buckets_key_is_where_it_is_needed_and_nowhere_else(stack: Stack, model: str) -> None:
+    """Not in any argument list or log, nor with a trainer."""
+    told = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    told += [path.read_bytes() for path in stack.folder.glob("*.log")]
+    for process in stack.processes.values():
+        for words, environment in secrets.processes(process.pid).values():
+            if "worker.training" in words:
+                told.append(environment)
+    assert not any(SECRET.encode() in text for text in told)
+
+
+def listed(client: OpenAI, running: str) -> dict[str, object]:
+    """What does not change while a job runs on, in either service."""
+    jobs = client.fine_tuning.jobs
+    return {
+        "files": sorted((file.id, file.bytes) for file in client.files.list()),
+        "models": sorted(model.id for model in client.models.list() if "ckpt" not in model.id),
+        "jobs": sorted(job.id for job in jobs.list()),
+        "checkpoints": sorted(
+            c.id for job in jobs.list() if job.id != running for c in jobs.checkpoints.list(job.id)
+        ),
+    }

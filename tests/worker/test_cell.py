@@ -211,18 +211,55 @@ def test_what_the_kernel_lacks_is_told_and_the_rest_holds(tmp_path: Path) -> Non
     assert cell is not None
     temporary = cell.open()
     (tmp_path / "key").write_text("not yours")
-    told = cell.command([], temporary, probe=True)
-    # A limit of the user namespace: none may be made below it.
-    inside = f"echo 0 > /proc/sys/user/max_user_namespaces; exec {shlex.join(told)}"
+    told = without_namespaces(cell.command([], temporary, probe=True))
+    assert set(json.loads(told)) == {"namespaces"}
+
+
+def without_namespaces(command: list[str]) -> str:
+    """What a command says where no namespace may be made: a limit of the user namespace that it runs in."""
+    inside = f"echo 0 > /proc/sys/user/max_user_namespaces; exec {shlex.join(command)}"
     done = subprocess.run(
+        # The launcher is tied to the process that starts it, which `unshare` becomes.
         ["unshare", "--user", "--map-root-user", "sh", "-c", inside],
         capture_output=True,
         text=True,
         check=False,
     )
-    # The launcher is tied to the process that starts it, which `unshare` has become.
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == {"namespaces"}
+    return done.stdout
+
+
+KNOCK = """
+import json, os, socket, sys
+told = {}
+with socket.socket(socket.AF_UNIX) as queue:
+    queue.connect(sys.argv[1])
+    queue.sendall(b"CONFIG GET requirepass\\r\\n")
+    told["queue"] = queue.recv(100).decode()
+for path in sys.argv[2:]:
+    try:
+        open(path, "rb").read(1)
+    except OSError as error:
+        told[path] = type(error).__name__
+print(json.dumps(told))
+"""
+
+
+def test_without_namespaces_the_queue_asks_for_what_a_trainer_cannot_know(
+    tmp_path: Path, redis_url: str
+) -> None:
+    """Its socket is then there to be reached; the password's file, and our environment, are not."""
+    settings = Settings(home=tmp_path / "home", redis_url=redis_url)
+    (settings.home / "valkey").mkdir(parents=True)
+    kept = settings.home / "valkey" / "valkey.password"
+    kept.write_text("secret")
+    cell = cells.of(settings, open_store(settings))
+    assert cell is not None
+    [socket_of_queue] = [path for path in cells.sockets(settings) if path.name == "valkey.sock"]
+    script = (sys.executable, "-c", KNOCK, str(socket_of_queue), str(kept), f"/proc/{os.getpid()}/environ")
+    told = json.loads(without_namespaces(cell.command(script, cell.open())))
+    assert told.pop("queue").startswith("-NOAUTH")
+    assert told == {str(kept): "PermissionError", f"/proc/{os.getpid()}/environ": "PermissionError"}
 
 
 MEETING = """

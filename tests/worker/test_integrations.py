@@ -23,7 +23,11 @@ from tests.stand_ins import hub
 from tests.worker.conftest import Bench
 from worker import tensorboard
 from worker.integrations import follower
+from worker.integrations.sinks import Mlflow
 from worker.training import events
+
+# As preference pairs tell them, in figures that float32 has exactly.
+REWARDS = {"chosen": 0.5, "rejected": -0.25, "margin": 0.75, "accuracy": 0.875}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,7 @@ def test_a_job_is_reported_to_wandb_mlflow_and_the_hub(
         {"type": "mlflow", "mlflow": {"experiment": "e"}},
         {"type": "hub", "hub": {"repo_id": "me/tuned", "private": True}},
         steps=20,
+        rewards=REWARDS,
     )
     assert job.status == "succeeded"
     assert sorted((event.code, event.data["type"]) for event in told if event.data) == [
@@ -84,7 +89,8 @@ def test_a_job_is_reported_to_wandb_mlflow_and_the_hub(
     (offline,) = runs.glob("wandb/offline-run-*")
     (log,) = offline.glob("*.wandb")
     assert job.id in log.name
-    assert b"tokens_per_second" in log.read_bytes()
+    for name in ("tokens_per_second", *(f"reward_{name}" for name in REWARDS), "valid_reward_margin"):
+        assert name.encode() in log.read_bytes(), name
 
     from mlflow import MlflowClient
 
@@ -98,6 +104,10 @@ def test_a_job_is_reported_to_wandb_mlflow_and_the_hub(
         range(1, 21)
     )
     assert run.data.params["learning_rate"] == "auto"
+    for reward, mean in REWARDS.items():
+        history = client.get_metric_history(run.info.run_id, f"reward_{reward}")
+        assert [(metric.step, metric.value) for metric in history] == [(n, mean) for n in range(1, 21)]
+        assert run.data.metrics[f"valid_reward_{reward}"] == mean
 
     _, files = served.repositories["me/tuned"].find("main") or ("", {})
     assert "model.safetensors" in files
@@ -157,8 +167,54 @@ def test_what_is_not_offered_is_refused_with_what_to_do(
     assert told in refused.value.message
 
 
+def test_a_second_one_of_a_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [Integration.model_validate({"type": "tensorboard"})] * 2
+    with pytest.raises(InvalidRequest) as refused:
+        integrations.check(twice, ("tensorboard",))
+    assert refused.value.param == "integrations.1.type"
+
+
+def test_two_jobs_may_make_the_same_experiment_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other job's is made between our look and our making: what the first look says is made up."""
+    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    made: list[str] = []
+    real = mlflow.MlflowClient.get_experiment_by_name
+
+    def late(self: Any, name: str) -> Any:
+        if made:
+            return real(self, name)
+        made.append(mlflow.MlflowClient().create_experiment(name))
+        return None
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", late)
+    sink = Mlflow({"experiment": "new"})
+    sink.begin({"id": "ftjob-1", "name": "n", "model": "m", "recipe": {}})
+    assert len(mlflow.MlflowClient().search_runs(made)) == 1
+
+
+def test_the_reporting_process_is_told_of_its_services_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DATABASE_URL", "REDIS_URL", "FINETUNED_STORE_SECRET", "FINETUNED_UPSTREAMS", "ANYTHING"):
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("WANDB_API_KEY", "its own")
+    told = (
+        "import json, os; print(json.dumps({'type': 'wandb', 'error': str(dict(os.environ)), 'advice': ''}))"
+    )
+    monkeypatch.setattr(follower, "COMMAND", (sys.executable, "-c", told))
+    heard: queue.SimpleQueue[events.Notice] = queue.SimpleQueue()
+    follower.Follower([], {"id": "ftjob-0"}, tmp_path / "folder", heard.put)
+    said = heard.get(timeout=30).message
+    assert "its own" in said
+    assert "canary" not in said
+
+
 def test_tensorboard_gets_its_event_file_among_the_results(bench: Bench) -> None:
-    job, _ = train(bench, {"type": "tensorboard"}, steps=7)
+    job, _ = train(bench, {"type": "tensorboard"}, steps=7, rewards=REWARDS)
     assert job.integrations is not None
     (file_id,) = [one["file_id"] for one in job.integrations]
     with bench.session as session:
@@ -172,6 +228,10 @@ def test_tensorboard_gets_its_event_file_among_the_results(bench: Bench) -> None
     # Field 2 of an event, a whole number: its step.
     assert [record[10] for record in steps] == list(range(1, 8))
     assert all(b"train/loss" in record for record in steps)
+    for name, value in REWARDS.items():
+        told = f"reward_{name}".encode() + b"\x15" + struct.pack("<f", value)
+        assert all(b"train/" + told in record for record in steps), name
+        assert b"valid/" + told in steps[-1], name
 
 
 def records(data: bytes) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from app.catalogue import locate
 from app.errors import InvalidRequest
 from app.settings import Settings
 from app.storage import Store
+from worker.generation import confinement
 from worker.start import usable_store
 
 # How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond: for prompts,
@@ -60,14 +61,8 @@ def locate_checked(source: str, settings: Settings, store: Store) -> Path:
 def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    # Read when torch is loaded, so torch is loaded only now.
-    from transformers.utils import logging as transformers_logging
-
-    from worker.generation.server import create_app
-
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.generator_url is None:
         sys.exit("GENERATOR_URL is not set: it says where to listen, http://host:port or unix:/path")
     if "," in settings.generator_url:
@@ -76,7 +71,13 @@ def main() -> None:
         server = listen(settings.generator_url)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.generator_url}: {error}")
+    confinement.enter(settings)
+    # GOMP_SPINCOUNT is read when torch is loaded, and threads start then: so it is loaded only now.
+    from transformers.utils import logging as transformers_logging
 
+    from worker.generation.server import create_app
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     store = usable_store(settings, write=False)
     app = create_app(
         partial(locate_checked, settings=settings, store=store),

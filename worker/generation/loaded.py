@@ -14,7 +14,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
+from app import seal as seals
 from app.errors import NotFound, ServiceError, Unavailable
+from app.storage import MANIFEST
 from worker.generation import adapter
 from worker.generation.adapter import NotShared
 from worker.generation.model import Model, Precision, Variant, load, read_variant, weigh
@@ -73,14 +75,16 @@ class LoadedModels:
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def borrow(self, source: str, name: str, base: str | None = None) -> AsyncIterator[Model]:
+    async def borrow(
+        self, source: str, name: str, base: str | None = None, seal: str | None = None
+    ) -> AsyncIterator[Model]:
         """The model of `source`, which stays in memory at least until it is given back; `base` is the source
-        of the model that it was trained from.
+        of the model that it was trained from, `seal` what the folder must have (app/seal.py).
 
         Raises NotFound where its folder is gone, Unavailable where no room can be made, ServiceError where it
-        cannot be read.
+        cannot be read or is another.
         """
-        key, folder = await asyncio.to_thread(self._identify, source, name)
+        key, folder = await asyncio.to_thread(self._identify, source, name, seal)
         async with AsyncExitStack() as held:
             model: Model | None = None
             # int8 packs the base's layers, and an update belongs to exact ones.
@@ -143,9 +147,12 @@ class LoadedModels:
             slot.loading.cancel()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    def _identify(self, source: str, name: str) -> tuple[Key, Path]:
+    def _identify(self, source: str, name: str, seal: str | None = None) -> tuple[Key, Path]:
         try:
             folder = self._locate(source)
+            if seal is not None and not seals.fits(seal, (folder / MANIFEST).read_bytes()):
+                log.error("%s has another manifest than the one that was recorded", source)
+                raise _not_loadable(name)
             files = [
                 (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())
             ]
@@ -187,12 +194,7 @@ class LoadedModels:
                 raise
             except Exception as error:
                 log.exception("%s cannot be loaded", key[0])
-                raise ServiceError(
-                    f"The model {work.name!r} cannot be loaded: its folder is damaged or of an"
-                    " unsupported kind.",
-                    param="model",
-                    code="model_not_loadable",
-                ) from error
+                raise _not_loadable(work.name) from error
             self._slots[key].size = loaded.size
             log.info("loaded %s: %.0f MB", key[0], loaded.size / 1e6)
             return loaded
@@ -225,6 +227,14 @@ class LoadedModels:
     def _forget_failed(self, key: Key, task: asyncio.Task[Any]) -> None:
         if task.cancelled() or task.exception() is not None:
             self._slots.pop(key, None)
+
+
+def _not_loadable(name: str) -> ServiceError:
+    return ServiceError(
+        f"The model {name!r} cannot be loaded: its folder is damaged or of an unsupported kind.",
+        param="model",
+        code="model_not_loadable",
+    )
 
 
 def _gone(name: str, source: str) -> NotFound:

@@ -96,7 +96,7 @@ class Server:
             self._answering -= 1
 
     async def _answer(self, request: Generation, put: Put) -> None:
-        async with self._models.borrow(request.source, request.name, request.base) as model:
+        async with self._models.borrow(request.source, request.name, request.base, request.seal) as model:
             answer = await asyncio.to_thread(Answer, request, model)  # a long prompt takes a while to encode
             heard: Mail[tuple[int, Sequence[Event]]] = Mail()
             tickets = self._engine.submit(model, answer.asks, self._post.sinks(heard))

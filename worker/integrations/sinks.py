@@ -65,9 +65,7 @@ class Mlflow:
         from mlflow.entities import Param
 
         self._client = MlflowClient()
-        name = self._options["experiment"]
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        experiment = self._experiment(self._options["experiment"])
         runs = self._client.search_runs([experiment], f"tags.finetuned_job = '{job['id']}'", max_results=1)
         if runs:
             self._run = runs[0].info.run_id
@@ -81,6 +79,20 @@ class Mlflow:
         said = [Param(key, str(value)[:500]) for key, value in given.items() if value is not None]
         for at in range(0, len(said), MOST_PARAMETERS):
             self._client.log_batch(self._run, params=said[at : at + MOST_PARAMETERS])
+
+    def _experiment(self, name: str) -> str:
+        """Its id. Of two jobs that make the same new one at once, the second finds it there."""
+        from mlflow.exceptions import MlflowException
+
+        for last in (False, True):
+            if found := self._client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException as error:
+                if last or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        raise AssertionError
 
     def log(self, step: int, values: dict[str, float]) -> None:
         from mlflow.entities import Metric

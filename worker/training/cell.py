@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _become(program: list[str], order: dict[str, Any], lacking: Lacking) -> None:
-    _try("privileges", _drop_privileges, lacking)
+    _try("privileges", drop_privileges, lacking)
     # In a network of its own the loopback is wanted; without, one job's processes still need it to meet.
     network = order["network"] or order["several"] or "namespaces" not in lacking
     _try("landlock", lambda: restrict(order["read"], order["write"], network), lacking)
@@ -156,7 +156,7 @@ def _mount_proc() -> None:
     _call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
 
 
-def _drop_privileges() -> None:
+def drop_privileges() -> None:
     """No capability, and no way to gain one, in a namespace or out of it."""
     with contextlib.suppress(OSError):  # who has none to begin with may not say so
         _call("prctl", PR_SET_SECUREBITS, NO_ROOT)

