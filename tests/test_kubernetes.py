@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 VERSION = "1.34"  # what a cloud offers today at least
-WORKLOADS = ("Deployment", "StatefulSet", "Job")
+WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
 OURS = ("prepare", "api", "worker", "generator")
 
 
@@ -36,7 +36,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 RESOURCES = [resource for file in FILES if file.name != "kustomization.yaml" for resource in read(file)]
 BY_NAME = {f"{resource['kind']}/{resource['metadata']['name']}": resource for resource in RESOURCES}
 PODS = {
-    resource["metadata"]["name"]: resource["spec"]["template"]
+    resource["metadata"]["name"]: resource["spec"].get("jobTemplate", resource)["spec"]["template"]
     for resource in RESOURCES
     if resource["kind"] in WORKLOADS
 }
@@ -73,7 +73,7 @@ def test_the_kustomization_names_what_is_there_and_no_option() -> None:
     assert used == {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, "backup"])
 def test_every_variable_is_a_setting_and_every_secret_a_reference(name: str) -> None:
     given = environment(name)
     assert set(given) - {"HF_TOKEN"} <= known_variables()
@@ -110,7 +110,7 @@ def test_nobody_is_root_or_may_become_it_or_write_to_the_image(name: str) -> Non
     assert not [volume for volume in pod.get("volumes", []) if "hostPath" in volume]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, "backup"])
 def test_a_program_runs_as_the_images_user_and_writes_to_its_home(name: str) -> None:
     stage = stages()[container(name)["image"].partition(":")[0].removeprefix("finetuned-")]
     user = int(last(stage, "USER"))
@@ -146,6 +146,7 @@ def test_each_program_is_started_as_finetuned_up_or_the_image_does() -> None:
     assert container("generator")["command"][1:] == list(generator.command[1:])
     assert container("prepare")["command"] == ["python", "-m", "app.cli", "prepare"]
     assert "command" not in container("api"), "the image's own is tested in test_containers.py"
+    assert container("backup")["command"][-1].startswith('exec python -m app.cli backup "/backups/')
 
 
 def probes(name: str) -> Iterator[dict[str, Any]]:
@@ -240,7 +241,7 @@ def test_who_reaches_whom() -> None:
     }
     assert ways == {
         ("api", "postgres"), ("api", "valkey"), ("api", "generator"),
-        ("worker", "postgres"), ("worker", "valkey"), ("prepare", "postgres"),
+        ("worker", "postgres"), ("worker", "valkey"), ("prepare", "postgres"), ("backup", "postgres"),
     }  # fmt: skip
 
 
@@ -255,7 +256,7 @@ def test_every_pod_is_cut_off_first_and_none_sees_the_machines_own_network() -> 
         for peer in rule["to"]
         if "ipBlock" in peer
     ]
-    assert {name for name, _, _ in blocks} == {"api", "worker", "generator", "prepare"}
+    assert {name for name, _, _ in blocks} == {"api", "worker", "generator", "prepare", "backup"}
     for _, block, ports in blocks:
         assert "169.254.0.0/16" in block["except"], "where a cloud tells its machines' credentials"
         assert ports == [{"protocol": "TCP", "port": 443}]

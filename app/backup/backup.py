@@ -61,6 +61,11 @@ def backup(settings: Settings, folder: Path, say: Say) -> None:
     for name in SECRETS:
         if (settings.home / name).exists():
             shutil.copyfile(settings.home / name, folder / HOME / name)
+    if moment.signs and not (settings.home / "webhook_key").exists():
+        say(
+            f"There is no webhook_key in {settings.home}, so none is in the backup: keep that of the API's"
+            " home beside it, or all webhooks' secrets must be rotated after a restore."
+        )
     facts = {
         "format": FORMAT,
         "version": version("finetuned"),

@@ -22,6 +22,7 @@ from app.purge import REMOVAL_LOCK
 from app.settings import Settings
 from app.tables import Checkpoint, File, Job, Model
 from app.uploads.rows import Upload
+from app.webhooks.rows import WebhookEndpoint
 
 LAST_LINES = 8  # of what pg_dump or pg_restore said
 
@@ -32,11 +33,13 @@ class BackupError(Exception):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`name` is PostgreSQL's; `keys` are those of all objects that the rows of this moment speak of."""
+    """`name` is PostgreSQL's; `keys` are those of all objects that the rows of this moment speak of; `signs`:
+    there are webhooks, whose secrets are made of the home's `webhook_key`."""
 
     name: str
     revision: str
     keys: list[str]
+    signs: bool
 
 
 @contextmanager
@@ -56,7 +59,8 @@ def held(settings: Settings) -> Iterator[Snapshot]:
                 raise BackupError("The database is empty: there is nothing to back up.")
             name = session.scalars(text("SELECT pg_export_snapshot()")).one()
             revision = session.scalars(text("SELECT version_num FROM alembic_version")).one()
-            yield Snapshot(name, revision, keys(session))
+            signs = session.scalars(select(select(WebhookEndpoint.id).exists())).one()
+            yield Snapshot(name, revision, keys(session), signs)
     finally:
         engine.dispose()  # and the lock with its connection
 

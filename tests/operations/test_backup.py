@@ -39,8 +39,9 @@ def small(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Path:
         worker = Reporter(api.settings, database, make_job(client))
         worker.succeed()
         make_job(client)
+        url = "https://hooks.example/"
+        client.webhooks.create(name="w", url=url, event_types=["fine_tuning.job.failed"])
     database.close()
-    (api.settings.home / "webhook_key").write_text("secret")
     folder = tmp_path_factory.mktemp("backups") / "small"
     backup(api.settings, folder, quiet)
     return folder
@@ -59,7 +60,7 @@ def test_a_database_of_ones_own_is_restored_into_an_empty_one_only(
     restore(new, small, said.append)
     assert (new.storage_folder / "files").is_dir()
     assert (new.home / "key").read_text() == (api.settings.home / "key").read_text()
-    assert (new.home / "webhook_key").read_text() == "secret"
+    assert (new.home / "webhook_key").read_text() == (api.settings.home / "webhook_key").read_text()
     with serving(new) as url, api.client() as old, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
         assert {job.id for job in client.fine_tuning.jobs.list()} == {
             job.id for job in old.fine_tuning.jobs.list()
@@ -74,6 +75,16 @@ def test_a_database_of_ones_own_is_restored_into_an_empty_one_only(
         restore(new, small, quiet)
     with pytest.raises(BackupError, match="is not empty: a backup is made into a new folder"):
         backup(api.settings, small, quiet)
+
+
+@pytest.mark.usefixtures("small")
+def test_where_the_key_of_the_webhooks_is_not_at_hand_it_is_said(api: Api, tmp_path: Path) -> None:
+    """As on a machine that has the database and the bucket, but no API."""
+    (tmp_path / "home").mkdir()
+    said: list[str] = []
+    backup(api.settings.model_copy(update={"home": tmp_path / "home"}), tmp_path / "copy", said.append)
+    assert [line for line in said if "no webhook_key" in line]
+    assert [line for line in said if line.startswith("Not there")], "nor is the folder store"
 
 
 def test_an_embedded_home_is_backed_up_at_rest_and_while_it_is_up(small: Path, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.generator_url}: {error}")
     confinement.enter(settings)
+    os.environ["HF_HUB_OFFLINE"] = "1"
     # GOMP_SPINCOUNT is read when torch is loaded, and threads start then: so it is loaded only now.
     from transformers.utils import logging as transformers_logging
 
