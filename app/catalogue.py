@@ -21,7 +21,8 @@ from app.storage import Store
 from app.tables import Checkpoint, Job, Model
 from app.tiny import model as tiny
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# The hub's own rule: what has "--" in it could share another's folder here.
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 BUILTIN_SINCE = datetime(2026, 11, 1, tzinfo=UTC)
 
 

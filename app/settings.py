@@ -26,7 +26,8 @@ from app.setting_types import Duration, Label
 Integrated = Literal["wandb", "mlflow", "tensorboard", "hub"]
 LISTS = ("hub_models", "integrations", "worker_labels", "webhook_allow", "webhook_retries")
 GIB = 1024**3
-ORIGIN = r"^https?://[^\s/?#]+/?$"
+# Without a user's name and password: addresses are written into logs.
+ORIGIN = r"^https?://[^\s/?#@]+/?$"
 
 
 def _customary(name: str) -> AliasChoices:
@@ -38,7 +39,7 @@ class Upstream(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str = Field(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")
+    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
     model: str | None = None
     key: SecretStr | None = None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import redis
 import yaml
@@ -18,7 +19,7 @@ from redis.retry import Retry
 
 from app.database import MIGRATIONS
 from app.embedded import programs, valkey
-from app.embedded.postgres import Postgres
+from app.embedded.postgres import Postgres, binary
 from app.main import create_app
 from app.settings import Settings
 from worker.generation.server import create_app as create_generator
@@ -148,12 +149,7 @@ def test_the_settings_take_what_compose_gives(
     assert settings.database_url is not None
     assert settings.redis_url is not None
     database = urlsplit(settings.database_url.get_secret_value())
-    postgres = compose["services"]["postgres"]["environment"]
-    assert (database.hostname, database.username, database.path) == (
-        "postgres",
-        postgres["POSTGRES_USER"],
-        f"/{postgres['POSTGRES_DB']}",
-    )
+    assert (database.hostname, database.username, database.path) == ("postgres", "finetuned", "/finetuned")
     assert urlsplit(settings.redis_url.get_secret_value()).hostname == "redis"
 
 
@@ -261,7 +257,7 @@ def test_the_home_is_one_volume_for_all(
         assert compose["services"][service]["volumes"] == [f"home:{home}"]
     assert compose["services"]["keeper"]["volumes"] == [f"home:{home}", "backups:/backups"]
     used = {v.partition(":")[0] for s in compose["services"].values() for v in s.get("volumes", [])}
-    assert used == set(compose["volumes"])
+    assert used - {"./deploy/compose/role.sql"} == set(compose["volumes"])
 
 
 @pytest.mark.parametrize("stage", ["api", "gpu", "keeper"])
@@ -318,8 +314,6 @@ def test_backups_are_made_by_an_image_that_has_what_it_takes(
 
 def test_the_servers_are_those_that_the_tests_run_on(compose: dict[str, Any]) -> None:
     """As the embedded ones: the same major versions, and a broker that forgets nothing."""
-    from app.embedded.postgres import binary
-
     folder = binary("postgres").parents[1].name
     assert compose["services"]["postgres"]["image"] == f"postgres:{folder.removeprefix('pginstall')}"
     words = shlex.split(broker_script(compose).partition("exec valkey-server /tmp/valkey.conf")[2])
@@ -337,6 +331,41 @@ def broker_script(compose: dict[str, Any]) -> str:
     found = str(script).replace("$$", "$")
     assert (there["command"], there["args"]) == ([shell, option], [found])
     return found
+
+
+def test_the_programs_own_their_database_and_are_nothing_else(
+    compose: dict[str, Any], postgres: Postgres, postgres_url: str
+) -> None:
+    """What PostgreSQL's image runs once, under other names: this server has its own roles."""
+    assert (
+        "./deploy/compose/role.sql:/docker-entrypoint-initdb.d/role.sql:ro"
+        in (compose["services"]["postgres"]["volumes"])
+    )
+    text = (ROOT / "deploy/compose/role.sql").read_text()
+    bare = [line for line in text.splitlines() if not line.startswith("--")]
+    resources = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/optional/data.yaml").read_text()))
+    [there] = [r["data"]["role.sql"] for r in resources if r["kind"] == "ConfigMap"]
+    assert there.splitlines() == bare
+    url = postgres_url.replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE boss SUPERUSER LOGIN PASSWORD 'was one'")
+        script = text.replace("finetuned", "tuned_by_compose").replace("ROLE postgres", "ROLE boss")
+        subprocess.run(
+            [binary("psql"), "--set=ON_ERROR_STOP=1", "--no-psqlrc", f"--dbname={url}"],
+            input=script, text=True, check=True, env={"POSTGRES_PASSWORD": "it's one"},
+        )  # fmt: skip
+        known = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'boss'").fetchone()
+        assert known == (None,)
+    mine = postgres.url("tuned_by_compose", "x").replace("+psycopg", "")
+    with psycopg.connect(mine, user="tuned_by_compose", password="it's one", autocommit=True) as connection:
+        connection.execute("CREATE TABLE rows (id int)")
+        for forbidden in (
+            "COPY rows FROM PROGRAM 'id'",
+            "SELECT pg_read_file('/etc/passwd')",
+            "CREATE ROLE x",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden)
 
 
 def test_the_broker_asks_for_its_password_which_is_in_no_argument_list(

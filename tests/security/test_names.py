@@ -45,6 +45,13 @@ def tree(home: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.parametrize("name", ["a--b/c", "a/b--c", "a/b..c", "../etc", "a/é", "a/b/c", "/a", "a/"])
+def test_what_cannot_be_the_hubs_is_not_asked_for(http: httpx2.Client, name: str) -> None:
+    """`a--b/c` and `a/b--c` would be one folder on this machine."""
+    answer = http.post("/v1/fine_tuning/jobs", json={"model": name, "training_file": "file-0"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_found"), answer.text
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(name=NAMES)
 def test_whatever_a_name_is_it_stays_a_label(sender: httpx2.Client, outside: Path, name: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import redis
+from pydantic import ValidationError
 
 from app import posture
 from app.posture import Unsafe
@@ -69,6 +70,19 @@ def test_nothing_of_ours_travels_through_the_world_in_the_clear(
     given: dict[str, Any], word: str | None
 ) -> None:
     _expect(Settings(**given), word)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"upstreams": {"m": "http://me:secret@10.0.0.1/v1"}},
+        {"store_endpoint": "http://me:secret@10.0.0.1"},
+        {"store_public_endpoint": "https://me:secret@a.example"},
+    ],
+)
+def test_an_address_that_gets_into_logs_holds_no_password(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**given)
 
 
 def _expect(settings: Settings, word: str | None) -> None:
