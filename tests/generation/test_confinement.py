@@ -59,18 +59,21 @@ def test_it_reads_models_and_reaches_no_secret(tmp_path: Path) -> None:
     assert reached == {f"read {path}" for path in allowed}
 
 
+@pytest.mark.parametrize(
+    "refusal", [OSError(95, "Operation not supported"), AttributeError("undefined symbol: prctl")]
+)
 def test_without_the_kernels_help_it_says_so_or_does_not_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
     """The kernel's refusal is made up: this one has Landlock."""
 
     def lacking(*_: object, **__: object) -> None:
-        raise OSError(95, "Operation not supported")
+        raise refusal
 
     monkeypatch.setattr("worker.training.cell.drop_privileges", lacking)
     monkeypatch.setattr("os.environ", dict(os.environ))
     with structlog.testing.capture_logs() as said:
         confinement.enter(Settings(home=tmp_path))
     assert [line["event"] for line in said] == ["generator_not_confined"]
-    with pytest.raises(SystemExit, match="Operation not supported"):
+    with pytest.raises(SystemExit, match="is `required`"):
         confinement.enter(Settings(home=tmp_path, trainer_cell="required"))

@@ -52,7 +52,7 @@ def enter(settings: Settings) -> None:
         cell.drop_privileges()
         packages = cell.packages()
         cell.restrict([*map(str, read), *packages], [*map(str, write)], network=settings.store is not None)
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # another system's C library has no such function
         if settings.trainer_cell == "required":
             sys.exit(f"finetuned: FINETUNED_TRAINER_CELL is `required`, and this machine lacks it: {error}")
         log.warning("generator_not_confined", lacking=str(error))
