@@ -182,7 +182,7 @@ def test_two_fingers_zoom_one_moves_and_two_taps_show_all(new_page: NewPage, don
     y = box["y"] + box["height"] / 2
 
     def at(share: float) -> tuple[float, float]:
-        return box["x"] + 52 + share * (box["width"] - 64), y
+        return box["x"] + 60 + share * (box["width"] - 72), y
 
     def shown(chart: str) -> list[float]:
         found = page.evaluate(f"document.querySelector('[data-chart={chart}] .plot').layout.xaxis.range")
@@ -245,6 +245,60 @@ def test_a_failure_says_what_to_do(new_page: NewPage, failed: str) -> None:
     given = json.loads(page.evaluate("window.handed"))["method"]["supervised"]["hyperparameters"]
     assert given["max_runtime"] == 2
     assert given["max_steps"] == 1_000_000
+
+
+def test_a_checkpoint_is_kept_and_shared(new_page: NewPage, stack: Stack, done: str) -> None:
+    page = new_page(at=f"#/jobs/{done}?tab=checkpoints", allow=("400",))
+    where = f"/v1/fine_tuning/jobs/{done}/checkpoints"
+    row = page.locator("#panel-checkpoints tbody tr").first
+    row.get_by_role("button", name="Pin", exact=True).click()
+    expect(row.locator(".badge", has_text="pinned")).to_be_visible()
+    assert stack.get(where).json()["data"][0]["pinned"]
+    row.get_by_role("button", name="Unpin").click()
+    expect(row.locator(".badge", has_text="pinned")).to_have_count(0)
+    row.get_by_role("button", name="Share").click()
+    box = page.get_by_role("dialog", name="Who may use it")
+    box.get_by_text("Nobody but you").wait_for()
+    box.get_by_role("button", name="Permit").click()
+    expect(box.locator(".field-error")).to_be_visible()
+    box.get_by_label("Owner").fill("research")
+    box.get_by_role("button", name="Permit").click()
+    box.get_by_role("row", name="research").wait_for()
+    check_accessible(page)
+    name = stack.get(where).json()["data"][0]["fine_tuned_model_checkpoint"]
+    [permission] = stack.get(f"/v1/fine_tuning/checkpoints/{name}/permissions").json()["data"]
+    assert permission["project_id"] == "research"
+    box.get_by_title("Take it back from research").click()
+    box.get_by_text("Nobody but you").wait_for()
+
+
+def test_a_job_from_a_checkpoint_is_retried_and_duplicated(
+    new_page: NewPage, stack: Stack, file_id: str, done: str
+) -> None:
+    client = stack.client()
+    checkpoint = stack.get(f"/v1/fine_tuning/jobs/{done}/checkpoints").json()["data"][0]
+    name = checkpoint["fine_tuned_model_checkpoint"]
+    begun = client.fine_tuning.jobs.create(
+        model="tiny-gpt2",
+        training_file=file_id,
+        suffix="onward",
+        extra_body={
+            "from_checkpoint": f"{done}:{checkpoint['step_number']}",
+            "hyperparameters": {"max_steps": 1, "max_length": 32},
+        },
+    )
+    client.fine_tuning.jobs.cancel(begun.id)
+    wait_for_end(client, begun.id)
+    page = new_page(at=f"#/jobs/{begun.id}")
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_url(lambda url: "#/jobs/ftjob-" in url and begun.id not in url)
+    again = wait_for_end(client, page.url.rpartition("/")[2])
+    assert (again.status, again.model, begun.model) == ("succeeded", name, name), again.error
+    page.get_by_role("button", name="Duplicate").click()
+    expect(page.get_by_label("Base model")).to_have_value(name)
+    expect(page.get_by_label("Suffix")).to_have_value("onward")
+    expect(page.locator("aside dt:text-is('Steps') + dd")).to_contain_text("1,")
+    expect(page.locator(".field-error", has_text="not")).to_have_count(0)
 
 
 def test_a_job_of_nobody_is_an_error_that_is_designed(new_page: NewPage) -> None:

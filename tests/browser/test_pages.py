@@ -91,6 +91,7 @@ def test_the_main_job_by_clicking(new_page: NewPage, stack: Stack, rows: Path, t
     drawer = page.get_by_role("dialog")
     expect(drawer.get_by_role("row", name="model.safetensors")).to_be_visible()
     expect(drawer.locator(".markdown")).to_contain_text("Training hyperparameters")
+    expect(drawer.get_by_text("Nobody but you")).to_be_visible()
     with page.expect_download() as coming:
         drawer.get_by_role("button", name="Download as zip").click()
     coming.value.save_as(tmp_path / "model.zip")
@@ -341,7 +342,7 @@ def test_machines_show_the_worker_and_the_disk(new_page: NewPage, file_id: str) 
     expect(worker).to_contain_text("of 1 taken")
     expect(worker).to_contain_text("just now")
     expect(page.get_by_role("region", name="Storage by owner").locator("tbody tr")).to_have_count(1)
-    expect(page.get_by_text("no file or job is taken")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"[\d.]+ [GT]B free of"))).to_be_visible()
 
 
 def test_a_key_that_may_little_sees_what_it_may(new_page: NewPage, stack: Stack) -> None:

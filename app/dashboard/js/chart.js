@@ -3,7 +3,7 @@
 import { show, svg } from './dom.js';
 import { pinchable } from './pinch.js';
 
-const MARGIN = { l: 52, r: 12, t: 8, b: 32 }; // pixels around the plot itself
+const MARGIN = { l: 60, r: 12, t: 8, b: 32 }; // pixels around the plot itself
 const MOST_POINTS = 6_000; // of one line; more are no picture, and the page must stay quick
 
 let loading = null;
@@ -253,7 +253,7 @@ const escaped = (text) => String(text).replaceAll('&', '&amp;').replaceAll('<', 
 
 // How one zooms, with what is in the reader's hand.
 export function zoomHint() {
-  return matchMedia('(pointer: coarse)').matches ? 'Two fingers zoom into a chart, two taps show all.' : 'Drag across a chart to zoom, double-click to see all.';
+  return matchMedia('(pointer: coarse)').matches ? 'Two fingers zoom, two taps show all.' : 'Drag across a chart to zoom, double-click to see all.';
 }
 
 // A line that grows: drops every second point of the older half when it becomes long.

@@ -74,6 +74,7 @@ export function wishes(job) {
 
 // How a job stands, in a few words.
 export function standing(job) {
+  if (ENDED.includes(job.status)) return null; // what was wished for before is history
   if (job.cancel_requested) return 'cancelling';
   if (job.pause_requested) return 'pausing';
   return { preparing: 'preparing', evaluating: 'evaluating', saving: 'saving', publishing: 'publishing' }[job.progress.phase] ?? null;

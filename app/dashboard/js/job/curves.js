@@ -43,7 +43,7 @@ export function makeCurves(jobId, signal, onChange) {
     h('div', { class: 'segments', role: 'group', 'aria-label': 'Horizontal axis' }, axes),
     h('label', { class: 'check' }, log, 'Log scale'),
     h('label', { class: 'check', for: 'smoothing' }, 'Smoothing', smoothing),
-    h('span', { class: 'muted zoom-hint' }, zoomHint()), whole);
+    h('span', { class: 'row tight' }, h('span', { class: 'muted zoom-hint' }, zoomHint()), whole));
   const grid = h('div', { class: 'charts' });
   const element = h('section', { 'aria-label': 'Charts' }, tools, grid);
 

@@ -167,7 +167,8 @@ function farOf(job, part) {
   if (job.status === 'failed' && job.error) return job.error.code.replaceAll('_', ' ');
   if (!total) return standing(job) ?? (['queued', 'validating_files'].includes(job.status) ? '' : 'not started');
   const doing = standing(job);
-  return doing ? `${whole(step)} / ${whole(total)} · ${doing}` : `${whole(step)} / ${whole(total)} · ${percent(part)}`;
+  // Of long runs the numbers alone: there is no room for more, and the bar says the rest.
+  return `${whole(step)} / ${whole(total)}${doing ? ` · ${doing}` : total < 10_000 ? ` · ${percent(part)}` : ''}`;
 }
 
 function leftOf(job) {

@@ -85,7 +85,7 @@ function storageView(found) {
   const facts = [
     ['Yours', `${bytes(found.bytes)} in ${KINDS.map((kind) => count(found[kind].count, kind.slice(0, -1))).join(', ')}`],
     ['Your key', key.limit_bytes === null ? `${bytes(key.used_bytes)}, no limit` : `${bytes(key.used_bytes)} of ${bytes(key.limit_bytes)}`],
-    disk && ['Disk', `${bytes(disk.free_bytes)} free of ${bytes(disk.total_bytes)}; below ${bytes(disk.least_free_bytes)} no file or job is taken`],
+    disk && ['Disk', `${bytes(disk.free_bytes)} free of ${bytes(disk.total_bytes)}${disk.least_free_bytes ? `; below ${bytes(disk.least_free_bytes)} no file or job is taken` : ''}`],
   ].filter(Boolean);
   const all = found.owners ?? [{ owner: found.owner, ...found }];
   const total = Math.max(1, ...all.map((one) => one.bytes));

@@ -5,6 +5,7 @@ import { download, modelPath } from '../download.js';
 import { h, show as fill } from '../dom.js';
 import { ago, bytes, time } from '../format.js';
 import { makeCard } from '../job/card.js';
+import { makePermissions } from '../permissions.js';
 import { act, button, buttonLink, confirmed, dialog, emptyState, errorState, head, skeleton, table, toast } from '../parts.js';
 import { keep, link } from '../router.js';
 
@@ -91,5 +92,5 @@ function modelDrawer(model, signal, gone) {
       buttonLink('Try it', link('playground', { models: [model.base_model, model.id].filter(Boolean).join(',') })),
       buttonLink('Train on', link('new', { model: model.id })), mine ? remove : null),
     h('dl', { class: 'facts' }, facts.filter(([, value]) => value).map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
-    mine ? [h('h3', {}, 'Files'), files, h('h3', {}, 'Model card'), card.element] : h('p', { class: 'muted' }, 'Its files are its owner’s.'));
+    mine ? [h('h3', {}, 'Files'), files, h('h3', {}, 'Who may use it'), makePermissions(model.id, signal), h('h3', {}, 'Model card'), card.element] : h('p', { class: 'muted' }, 'Its files are its owner’s.'));
 }
