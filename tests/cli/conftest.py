@@ -83,6 +83,8 @@ class Terminal:
         if self._child == 0:
             os.chdir(ROOT)
             os.environ.update(self.environment)
+            # What a shell starts in its background ignores Ctrl-C, and so would all that comes of it.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(sys.executable, [sys.executable, "-m", "app.cli", *self.arguments])  # noqa: S606
         ioctl(self._line, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
 

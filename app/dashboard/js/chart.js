@@ -126,7 +126,8 @@ export async function makeChart(element, { label, signal, onZoom = null, tickfor
       const from = change['xaxis.range[0]'];
       if (onZoom && from !== undefined) onZoom(toSteps(Number(from)), toSteps(Number(change['xaxis.range[1]'])));
     });
-    element.on('plotly_doubleclick', () => onZoom?.(null, null));
+    // Plotly takes any two touches in a moment for one.
+    if (!touch) element.on('plotly_doubleclick', () => onZoom?.(null, null));
     if (onZoom) pinchable(element, view, signal);
     const redraw = () => chart.draw(...drawn);
     window.addEventListener('theme', redraw, { signal });
