@@ -5,8 +5,9 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.polling import PATIENCE, Polled, get, poll
@@ -119,7 +120,11 @@ class Crowd:
                 "metadata": {"number": str(number)},
             }
             for wait in (1, 2, 4, 8):
-                status, answer = await ask(self._service.port, "POST", JOBS, self.keys[owner], body)
+                # The same key with each try: an answer that was lost makes no second job.
+                once = {"Idempotency-Key": str(number)}
+                status, answer = await ask(
+                    self._service.port, "POST", JOBS, self.keys[owner], body, headers=once
+                )
                 if status == 200:
                     self.accepted[json.loads(answer)["id"]] = self.keys[owner]
                     break
@@ -190,14 +195,21 @@ class Crowd:
 
 
 async def ask(
-    port: int, method: str, path: str, key: str, body: Any = None, kind: str = "application/json"
+    port: int,
+    method: str,
+    path: str,
+    key: str,
+    body: Any = None,
+    kind: str = "application/json",
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, bytes]:
     """One request on a connection of its own: status and body; 0 where nobody answers."""
     sent = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: {kind}\r\nContent-Length: {len(sent)}\r\n\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(sent)}\r\n"
     )
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
