@@ -20,6 +20,7 @@ from app import tickets
 from app.apikey import make_key, parse_key, secret_sha256
 from app.database import Database, WorkerDatabase
 from app.errors import NotAuthenticated
+from app.glance import patience
 from app.keyring import ApiKey
 from app.rate import spend_request
 from app.settings import Settings
@@ -155,7 +156,8 @@ async def _recognise(request: Request, key_id: str, secret: str) -> Caller | Non
     """The caller by one SELECT past SQLAlchemy, whose session and transaction cost four times that; nothing
     is remembered. None: not so easily, the usual way has the last word."""
     try:
-        async with request.app.state.glancing.connection() as connection:
+        pool = request.app.state.glancing
+        async with pool.connection(patience(pool)) as connection:
             row = await (await connection.execute(RECOGNISED, [key_id, LAST_USED_EVERY])).fetchone()
     except (psycopg.Error, PoolTimeout):
         return None

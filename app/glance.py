@@ -28,7 +28,8 @@ from app.standing import Standing
 
 PATH = re.compile(r"/v1/fine_tuning/jobs/(ftjob-[0-9a-f]{1,64})")
 KEPT = 2_000  # answers, of 2 to 4 kB each
-CONNECTIONS = 4
+CONNECTIONS = 6
+BUSY, AWAY = 10.0, 1.0  # seconds
 NOTED = 10.0  # seconds before another request is sent to note the use of the same key
 # A row's version: each change of it is another transaction at another place.
 GLANCE = """
@@ -81,7 +82,7 @@ class Glances:
             return None
         state = scope["app"].state
         try:
-            async with state.glancing.connection() as connection:
+            async with state.glancing.connection(patience(state.glancing)) as connection:
                 cursor = await connection.execute(GLANCE, [parts[0], job_id])
                 row = await cursor.fetchone()
                 if row is None or not hmac.compare_digest(row[0], secret_sha256(parts[1])):
@@ -89,14 +90,14 @@ class Glances:
                 if row[4] and self._is_to_note(parts[0]):
                     return None
                 standing: Standing = state.standing
-                place = standing.recent(job_id) if row[1] == "queued" else None
-                if row[1] == "queued" and place is None:
+                known, place = standing.recent(job_id) if row[1] == "queued" else (True, None)
+                if not known:
                     return None
                 version = Version(row[2], row[3], place)
                 kept = self._kept.get(job_id)
                 if kept is not None and kept[0] == version:
                     return kept[1]
-                return await self._make(connection, job_id, place)
+                return await self._make(connection, job_id, row[1] == "queued", place)
         except (psycopg.Error, PoolTimeout):
             return None
 
@@ -110,11 +111,11 @@ class Glances:
         self._noted[key_id] = at
         return True
 
-    async def _make(self, connection: Any, job_id: str, place: Place | None) -> bytes | None:
+    async def _make(self, connection: Any, job_id: str, queued: bool, place: Place | None) -> bytes | None:
         cursor = connection.cursor(row_factory=namedtuple_row)
         row = await (await cursor.execute(LOOK, [job_id])).fetchone()
         # It may have been queued, or claimed, between the two.
-        if row is None or (row.status == "queued") != (place is not None):
+        if row is None or (row.status == "queued") != queued:
             return None
         body = pydantic_core.to_json(wire.job(row, self._settings.organization, place))
         self._kept[job_id] = Version(row.xmin_, row.ctid_, place), body
@@ -132,6 +133,13 @@ def _key(scope: Scope) -> tuple[str, str] | None:
     return parse_key(sent[0][len(b"Bearer ") :].decode("latin-1"))
 
 
+def patience(pool: AsyncConnectionPool[Any]) -> float:
+    """Seconds to wait for a connection. Where there are some, each is back in milliseconds: whoever went the
+    usual way instead, at ten times the cost, would make a full house fuller. Where there is none the
+    database may be away, and the usual way says so."""
+    return BUSY if pool.get_stats()["pool_size"] else AWAY
+
+
 def glancing(settings: Settings) -> AsyncConnectionPool[Any]:
     """Connections of its own, past SQLAlchemy: its session costs more than all the rest of such an answer.
     For all other requests keys are recognised on them (app/auth.py). They are made when they are wanted, and
@@ -141,7 +149,7 @@ def glancing(settings: Settings) -> AsyncConnectionPool[Any]:
         url,
         min_size=0,
         max_size=CONNECTIONS,
-        timeout=1,
+        timeout=AWAY,
         # With the database away each poll tries anew, instead of waiting for an attempt that waits for longer
         # each time; the usual way says that it is away.
         reconnect_timeout=1,

@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     trainer_cell: Literal["auto", "required", "off"] = Field(
         "auto", description="Trainers in a cell: as far as the kernel allows, or else not started, or none"
     )
+    trainer_nice: int = Field(
+        5, ge=0, le=19, description="How far trainers stand back for other programs on the same processors"
+    )
     integrations: Annotated[tuple[Integrated, ...], NoDecode] = Field(
         ("tensorboard",), description="What jobs may be reported to, comma separated"
     )

@@ -32,15 +32,19 @@ class Standing:
         self._counting = asyncio.Lock()
         self._renewed_at = -LONGEST
 
-    def recent(self, job_id: str) -> Place | None:
-        """For a poll: the place as counted a moment ago; None where that is too long ago or it had none. Once
-        it is due to be counted again, one poll is told so, and the others make do meanwhile."""
+    def recent(self, job_id: str) -> tuple[bool, Place | None]:
+        """For a poll: whether what was counted a moment ago will do, and the place; of a job that was made
+        since then a long queue says none. Once it is due to be counted again, one poll is told so, and the
+        others make do meanwhile."""
         at = time.monotonic()
         holds = max(POLLED, min(LONGEST, SHARE * self._cost))
         if at - self._at > holds and at - self._renewed_at > holds:
             self._renewed_at = at
-            return None
-        return self._places.get(job_id) if at - self._at < holds + LONGEST else None
+            return False, None
+        if at - self._at > holds + LONGEST:
+            return False, None
+        place = self._places.get(job_id)
+        return place is not None or len(self._places) > FEW, place
 
     async def of(self, session: AsyncSession, job_ids: Collection[str]) -> dict[str, Place]:
         """The places of those of the jobs that are queued. In a long queue a job that was made a moment ago

@@ -169,8 +169,9 @@ class Trainer:
 class WarmTrainers:
     """Keeps one trainer with everything imported; importing takes seconds, a claim should not wait for it."""
 
-    def __init__(self, start: Callable[[], Trainer] = Trainer) -> None:
-        self._start = start
+    def __init__(self, start: Callable[[], Trainer] = Trainer, nice: int = 0) -> None:
+        """`nice` as in nice(1): a poll should not wait until four trainers have had their turn."""
+        self._start, self._nice = start, nice
         self._ready: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
         self._wanted: queue.SimpleQueue[tuple[Callable[[], Trainer], queue.SimpleQueue[Trainer]]] = (
             queue.SimpleQueue()
@@ -183,17 +184,26 @@ class WarmTrainers:
         self._thread.start()
 
     def _keep_warm(self) -> None:
+        # On Linux each thread has its own, and a process begins with that of the thread that starts it.
+        this = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*this, min(19, os.getpriority(*this) + self._nice))
         while True:
             start, ready = self._wanted.get()
             if self._closed:
                 # Never return: children still running would be ended with this thread.
                 threading.Event().wait()
             try:
-                ready.put(start())
+                ready.put(self._stand_back(start()))
             except Exception as error:  # no memory, no process, no thread: all may come back
                 log.error("trainer_not_started", error=str(error))
                 time.sleep(1)
                 self._wanted.put((start, ready))
+
+    def _stand_back(self, trainer: Trainer) -> Trainer:
+        """Where the kernel shares out processors by session (autogroup), nice(1) counts only within one."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{trainer.pid}/autogroup").write_text(str(self._nice))
+        return trainer
 
     def prepare(self) -> None:
         """Have one waiting, unless one is."""

@@ -30,7 +30,7 @@ runtime = Runtime(
     settings=settings,
     database=WorkerDatabase(settings),
     store=store,
-    trainers=WarmTrainers(lambda: Trainer(cell=cell)),
+    trainers=WarmTrainers(lambda: Trainer(cell=cell), settings.trainer_nice),
     cell=cell,
     worker=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
     offer=abilities.offer(settings),

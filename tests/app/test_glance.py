@@ -163,3 +163,17 @@ def test_the_use_of_a_key_is_noted_though_it_only_polls(
 def test_a_job_that_is_not_there_is_not_found(http: httpx2.Client, short: list[bytes | None]) -> None:
     assert http.get(f"{JOBS}/ftjob-0").status_code == 404
     assert short == [None]
+
+
+def test_a_job_made_since_a_long_queue_was_counted_has_no_place_yet(
+    http: httpx2.Client, file_id: str, short: list[bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = str(create(http, file_id).json()["id"])
+    assert http.get(f"{JOBS}/{counted}").json()["queue"]["position"] == 1
+    monkeypatch.setattr(standing, "FEW", 0)
+    monkeypatch.setattr(standing, "SHARE", 1_000_000)  # counting is not due for long
+    made = str(create(http, file_id).json()["id"])
+    short.clear()
+    assert http.get(f"{JOBS}/{made}").json()["queue"] is None
+    assert len(short) == 1
+    assert short[0] is not None

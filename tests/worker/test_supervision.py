@@ -126,6 +126,17 @@ def test_a_cancel_reaches_a_job_whose_trainer_cannot_be_started(bench: Bench) ->
     assert bench.job(job_id).status == "cancelled"
 
 
+def test_trainers_stand_back_for_other_programs() -> None:
+    told = (sys.executable, "-c", "import os, sys; print(os.nice(0), file=sys.stderr)")
+    before = os.nice(0)
+    trainers = WarmTrainers(lambda: Trainer(told), 7)
+    trainer = trainers.take(60, fresh=True)
+    assert trainer.end() == 0
+    trainers.close()
+    assert list(trainer.last_lines) == [str(min(19, before + 7))]
+    assert os.nice(0) == before, "the worker does not"
+
+
 def test_a_second_message_finds_nothing_to_claim(bench: Bench) -> None:
     job_id = bench.make_job(**LONG)
     thread = bench.begin(job_id)
