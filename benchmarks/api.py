@@ -35,12 +35,16 @@ SHORT = Size(300, 8, 20, 5, 20_000, 2.0, 2, 4)
 
 def audit(service: Service, crowd: Crowd) -> dict[str, Any]:
     """Every accepted id, looked for one by one in what the database says, with all that belongs to it."""
+    # Counted a table at a time: of a million rows of one job the planner expects as many of every other, and
+    # looked through all of them for each of ten thousand jobs.
     rows = service.rows(
-        "SELECT j.id, j.status, j.metadata->>'number',"
-        " (SELECT count(*) FROM models m WHERE m.job_id = j.id),"
-        " (SELECT count(*) FROM attempts a WHERE a.job_id = j.id AND a.ended_at IS NULL),"
-        " (SELECT count(*) FROM metrics s WHERE s.job_id = j.id),"
-        " (j.recipe->>'max_steps')::int, j.attempt FROM jobs j WHERE j.id <> %s",
+        "SELECT j.id, j.status, j.metadata->>'number', coalesce(m.n, 0), coalesce(a.n, 0), coalesce(s.n, 0),"
+        " (j.recipe->>'max_steps')::int, j.attempt FROM jobs j"
+        " LEFT JOIN (SELECT job_id, count(*) n FROM models GROUP BY 1) m ON m.job_id = j.id"
+        " LEFT JOIN (SELECT job_id, count(*) n FROM attempts WHERE ended_at IS NULL GROUP BY 1) a"
+        " ON a.job_id = j.id"
+        " LEFT JOIN (SELECT job_id, count(*) n FROM metrics GROUP BY 1) s ON s.job_id = j.id"
+        " WHERE j.id <> %s",
         crowd.ballast,
     )
     found = {row[0]: row for row in rows}
