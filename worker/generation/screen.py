@@ -66,16 +66,27 @@ class Screen:
         exact = states * (self._steps / whole)
         near = exact.round()
         scores = self._multiply((near + self._middle).to(torch.uint8)).view(len(states), -1, BLOCK)
+        every = torch.get_num_threads()
+        torch.set_num_threads(1)  # what is left is small: that threads meet takes longer
+        try:
+            return self._choose(states, exact, exact - near, scores)
+        finally:
+            torch.set_num_threads(every)
+
+    def _choose(
+        self, states: torch.Tensor, exact: torch.Tensor, lost: torch.Tensor, scores: torch.Tensor
+    ) -> list[int] | None:
+        """From `scores` (rows, blocks, BLOCK) of states that have lost so much in rounding."""
         length = exact.norm(dim=1)[:, None] * (1 + SLACK)
-        lost = (exact - near).norm(dim=1)[:, None] + SLACK * length
+        short = lost.norm(dim=1)[:, None] + SLACK * length
         # First by blocks: how high the best of each may be, and how high the best of all must be.
         highest = scores.amax(2)
-        bound = length * self._bound_lost + lost * self._bound_norm
+        bound = length * self._bound_lost + short * self._bound_norm
         least = (highest - bound).amax(1)
         rows, blocks = (highest + bound >= least[:, None]).nonzero(as_tuple=True)
         if len(rows) > MOST * len(states):
             return None
-        bound = length[rows] * self._lost[blocks] + lost[rows] * self._norm[blocks]
+        bound = length[rows] * self._lost[blocks] + short[rows] * self._norm[blocks]
         found, places = (scores[rows, blocks] + bound >= least[rows, None]).nonzero(as_tuple=True)
         if len(found) > MOST * len(states):
             return None
