@@ -23,17 +23,13 @@ import structlog
 from app.embedded.heritage import harmless
 from worker import hearing
 from worker.cells import Cell
-from worker.training import events
+from worker.training import events, spinning
 
 log = structlog.get_logger()
 COMMAND = (sys.executable, "-m", "worker.training", "--wait")
 MAX_LINE_BYTES = 4 * 1024 * 1024  # samples of long prompts are the largest events
 LOG_LINES = 50
 LOG_LINE_BYTES = 64 * 1024  # a progress bar may never end its line
-# How often a thread of OpenMP looks for its next piece of work before it sleeps. By default it looks on and
-# on, and takes the cores from whoever else wants them: tiny-gpt2 on 2 cores at a load of 6 trained 200 to 500
-# tokens/s, with this 2,500 to 3,300; run before all others (nice -15), 2,200 and 3,300.
-SPIN = {"GOMP_SPINCOUNT": "1000"}
 # numpy's BLAS is used for nothing, and its pool would be a thread that `cell.confine` comes too late for.
 ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 # Exit codes of worker.training and what they mean for the job; any other is a crash, which is tried again.
@@ -51,7 +47,7 @@ FINAL_CODES = {
 def trainer_environment() -> dict[str, str]:
     """What a trainer may know: where programs and GPUs are, never a URL, a password or a token."""
     return {
-        **SPIN,
+        spinning.NAME: str(spinning.SERVED),
         **ALONE,
         **harmless(os.environ),
         "HF_HUB_OFFLINE": "1",

@@ -9,6 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+from worker.training import spinning
+
 
 def die_with_parent() -> None:
     """SIGKILL when the parent ends, so that no trainer outlives its supervisor. First of all.
@@ -23,10 +25,7 @@ def die_with_parent() -> None:
 
 def main(status: Path | None) -> int:
     """Runs one job; returns the exit status, and leaves it in `status` where several processes run it."""
-    # Threads of a kernel spin for a moment (a millisecond), then sleep. Asleep at once they cost a quiet
-    # machine a fifth of its speed; awake for longer, a busy one two thirds. docs/performance.md has figures.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # read by the OpenMP library when torch loads it
+    spinning.settle(os.environ)  # before torch is loaded
     # Libraries print where they like. Only `say` may write to the real stdout.
     events_out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
