@@ -8,11 +8,12 @@ from itertools import accumulate
 import torch
 from transformers.cache_utils import DynamicCache
 
-from worker.generation.cache import States, Timeline, states_of
+from worker.generation.cache import Timeline, states_of
 from worker.generation.head import Outlook
 from worker.generation.model import Model
-from worker.generation.request import Ask, Ended, Failed, PromptScored, Scored, Ticket, Written
-from worker.generation.sampling import Sampler, choose
+from worker.generation.request import Ask, Ended, Failed, PromptScored, Scored, Ticket
+from worker.generation.sampling import choose
+from worker.generation.sequence import Reading, Writing
 
 # Prompt tokens read between two steps: the most that a long prompt makes the others wait.
 READ_TOKENS = 256
@@ -26,61 +27,6 @@ class Capacity:
     cache_bytes: int = 2 * 1024**3
 
 
-class _Reading:
-    """A prompt on its way into the cache; afterwards the source of its choices."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket = ticket
-        self.cache = DynamicCache()
-        self.done = 0
-        self.scored: list[Scored] = [Scored(ticket.ask.prompt[0])]
-        self.states: States = []
-        self.outlook = Outlook(torch.empty(0))  # one row, for the first token to be written
-        self.choices = deque(range(ticket.ask.choices))
-
-    @property
-    def finished(self) -> bool:
-        return self.done == len(self.ticket.ask.prompt)
-
-
-class _Writing:
-    """One choice being written, one row of the timeline."""
-
-    def __init__(self, ticket: Ticket, choice: int) -> None:
-        self.ticket = ticket
-        self.choice = choice
-        self.sampler = Sampler(ticket.ask.sampling, ticket.ask.prompt, choice)
-        self.written = 0
-        self.token = -1
-
-    @property
-    def wanted(self) -> bool:
-        return self.ticket.wants(self.choice)
-
-    @property
-    def plain(self) -> bool:
-        """Whether it takes the likeliest token and wants to know no more of it."""
-        how = self.ticket.ask.sampling
-        return how.greedy and not how.adjusts and self.ticket.ask.logprobs is None
-
-    def accept(self, token: int, scored: Scored, ends: frozenset[int]) -> bool:
-        """Take the next token; whether more are to come."""
-        self.token = token
-        self.written += 1
-        guide = self.sampler.guide
-        if guide and guide.trouble:
-            self.ticket.put(Failed(f"The format of this answer cannot be kept up: {guide.trouble}"))
-            return False
-        if token in ends:
-            self.ticket.put(Ended(self.choice, "length" if guide and guide.cut else "stop"))
-            return False
-        self.ticket.put(Written(self.choice, scored))
-        if self.written == self.ticket.ask.max_tokens:
-            self.ticket.put(Ended(self.choice, "length"))
-            return False
-        return True
-
-
 class Batch:
     """One model's answers. Not thread-safe: all calls come from the engine's thread."""
 
@@ -88,9 +34,9 @@ class Batch:
         self.model = model
         self.capacity = capacity
         self.waiting: deque[Ticket] = deque()
-        self._reading: _Reading | None = None  # a long prompt, piece by piece
-        self._read: deque[_Reading] = deque()  # whole prompts whose choices begin as there is room
-        self._writing: list[_Writing] = []
+        self._reading: Reading | None = None  # a long prompt, piece by piece
+        self._read: deque[Reading] = deque()  # whole prompts whose choices begin as there is room
+        self._writing: list[Writing] = []
         self._timeline = Timeline()
 
     @property
@@ -114,7 +60,7 @@ class Batch:
             ticket.put(Failed(message))
             ticket.flush()
 
-    def _admit(self) -> list[_Reading]:
+    def _admit(self) -> list[Reading]:
         """Read prompts and begin their choices; the prompts that the step itself is to read."""
         budget = READ_TOKENS
         self._start_choices()
@@ -126,7 +72,7 @@ class Batch:
                 if together:
                     budget -= self._read_together(together)
                 elif self.waiting and budget == READ_TOKENS:
-                    self._reading = _Reading(self.waiting.popleft())
+                    self._reading = Reading(self.waiting.popleft())
                 else:
                     break  # nobody waits, or the next prompt is for the next turn
             if self._reading is not None:
@@ -137,15 +83,15 @@ class Batch:
             self._start_choices()
         return []
 
-    def _reads_along(self, readings: Sequence[_Reading]) -> bool:
+    def _reads_along(self, readings: Sequence[Reading]) -> bool:
         """Whether the step can read them: beside its own rows their tokens cost next to nothing."""
         tickets = [*(row.ticket for row in self._writing), *(each.ticket for each in readings)]
         return self.model.reads_along([ticket.ask.adapter for ticket in tickets])
 
-    def _take_waiting(self, budget: int) -> list[_Reading]:
+    def _take_waiting(self, budget: int) -> list[Reading]:
         """The next prompts that can be read in one pass of `budget` tokens and have rows to go to: all of one
         adapter, or of none."""
-        taken: list[_Reading] = []
+        taken: list[Reading] = []
         rows = max(1, self.capacity.rows - len(self._writing))
         while self.waiting:
             ask = self.waiting[0].ask
@@ -158,10 +104,10 @@ class Batch:
             alone = rows < 0 or not self.model.packs or ask.adapter is not adapter
             if budget < 0 or ask.prompt_logprobs or (taken and alone):
                 break
-            taken.append(_Reading(self.waiting.popleft()))
+            taken.append(Reading(self.waiting.popleft()))
         return taken
 
-    def _read_together(self, readings: Sequence[_Reading]) -> int:
+    def _read_together(self, readings: Sequence[Reading]) -> int:
         """Run whole prompts through the model, one behind the other; returns their number of tokens."""
         self._read.extend(readings)  # now: should it fail, they are told
         device = self.model.device
@@ -188,7 +134,7 @@ class Batch:
             reading.done = length
         return len(tokens)
 
-    def _read_on(self, reading: _Reading, budget: int) -> int:
+    def _read_on(self, reading: Reading, budget: int) -> int:
         """Run the next piece of a prompt through the model; returns its number of tokens."""
         ask = reading.ticket.ask
         if reading.ticket.cancelled:
@@ -217,7 +163,7 @@ class Batch:
 
     def _start_choices(self) -> None:
         """Turn as many choices of the prompts that were read into rows as there is room for."""
-        begun: list[tuple[_Reading, _Writing]] = []
+        begun: list[tuple[Reading, Writing]] = []
         tickets: dict[Ticket, None] = {}
         through = 0
         for reading in self._read:
@@ -237,7 +183,7 @@ class Batch:
         for ticket in tickets:
             ticket.flush()
 
-    def _begin(self, reading: _Reading, begun: list[tuple[_Reading, _Writing]]) -> bool:
+    def _begin(self, reading: Reading, begun: list[tuple[Reading, Writing]]) -> bool:
         """Append rows for the choices of one prompt; False where there is no room for the next one."""
         ask = reading.ticket.ask
         while reading.choices and not reading.ticket.cancelled:
@@ -247,10 +193,10 @@ class Batch:
             if not ask.max_tokens:
                 reading.ticket.put(Ended(choice, "length"))
             elif reading.ticket.wants(choice):
-                begun.append((reading, _Writing(reading.ticket, choice)))
+                begun.append((reading, Writing(reading.ticket, choice)))
         return True
 
-    def _has_room(self, ask: Ask, begun: Sequence[_Writing]) -> bool:
+    def _has_room(self, ask: Ask, begun: Sequence[Writing]) -> bool:
         others = [row.ticket.ask for row in [*self._writing, *begun]]
         if not others:
             return True
@@ -259,7 +205,7 @@ class Batch:
         needed = rows * longest * self.model.cache_bytes_per_token
         return rows <= self.capacity.rows and needed <= self.capacity.cache_bytes
 
-    def _step(self, beside: Sequence[_Reading]) -> None:
+    def _step(self, beside: Sequence[Reading]) -> None:
         """One forward pass over the last token of every row, and over the prompts read beside."""
         self._read.extend(beside)  # now: should it fail, they are told
         device = self.model.device
@@ -278,7 +224,7 @@ class Batch:
             ticket.flush()
         self._start_choices()
 
-    def _write(self, outlook: Outlook, rows: Sequence[_Writing]) -> list[bool]:
+    def _write(self, outlook: Outlook, rows: Sequence[Writing]) -> list[bool]:
         """Choose one token for each row; whether each goes on."""
         alive = [False] * len(rows)
         for plain in (True, False):  # who wants the likeliest token alone needs no logits
