@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
 
 from app.recipe import Recipe
 from app.resolution import warmup
+from worker.training.schedule import get_scheduler
 
 if TYPE_CHECKING:
     from worker.training.sharding import Shards
