@@ -60,6 +60,15 @@ def test_places_behind_the_last_token_are_never_the_best() -> None:
     assert Screen(weight).best(states) == [7]
 
 
+def test_numbers_that_are_not_finite_are_left_to_the_whole_product() -> None:
+    states = draw(3, seed=1)
+    states[1, 4] = float("nan")
+    assert Screen(draw(1000)).best(states) is None
+    weight = draw(1000)
+    weight[5] = float("inf")
+    assert Screen(weight).best(draw(2)) is None
+
+
 def test_of_equals_it_is_the_first() -> None:
     weight = draw(1000)
     states = draw(8, seed=1)

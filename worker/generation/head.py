@@ -32,14 +32,18 @@ class Head(nn.Module):
         self.bias = linear.bias
         # Neither a parameter nor a buffer: its memory cannot be looked at, its size is that of the weight.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), self.ROWS)
-        worth = self.weight.numel() >= WORTH and self.weight.dtype == torch.float32 and self.bias is None
-        self._screen = Screen(self.weight.detach()) if worth else None
+        self._screen = Screen(self.weight.detach()) if self._is_worth_it() else None
         self._resting = 0
 
     @property
     def size(self) -> int:
         """Bytes that it takes beside the weight."""
         return self.weight.nbytes + (self._screen.size if self._screen else 0)
+
+    def _is_worth_it(self) -> bool:
+        known = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # what the screen was tried on
+        plain = self.weight.dtype == torch.float32 and self.bias is None
+        return known and plain and self.weight.numel() >= WORTH
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, width) to (…, vocabulary size)."""

@@ -61,7 +61,8 @@ class Screen:
         return int(self._packed.numel()) + 5 * self._scale.nbytes
 
     def best(self, states: torch.Tensor) -> list[int] | None:
-        """The token of each row of (rows, width), the first one of equals; None where too many are near."""
+        """The token of each row of (rows, width), the first one of equals; None where too many are near,
+        or numbers are not finite."""
         whole = states.abs().amax(1, keepdim=True).clamp(min=1e-30)
         exact = states * (self._steps / whole)
         near = exact.round()
@@ -102,13 +103,16 @@ class Screen:
         return product
 
 
-def _largest(rows: int, of: Sequence[int], tokens: Sequence[int], values: Sequence[float]) -> list[int]:
-    """The token with the largest value of each row; they come in the order of rows, then tokens."""
+def _largest(
+    rows: int, of: Sequence[int], tokens: Sequence[int], values: Sequence[float]
+) -> list[int] | None:
+    """The token with the largest value of each row; they come in the order of rows, then tokens. None where a
+    row has none, as with numbers that are not finite."""
     best, highest = [0] * rows, [float("-inf")] * rows
     for row, token, value in zip(of, tokens, values, strict=True):
         if value > highest[row]:
             best[row], highest[row] = token, value
-    return best
+    return best if min(highest) > float("-inf") else None
 
 
 def _levels() -> tuple[int, int]:
