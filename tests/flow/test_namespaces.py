@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -72,7 +73,7 @@ class Place:
         environment = {
             **world.environment,
             "DATABASE_URL": there.render_as_string(hide_password=False),
-            "REDIS_URL": f"redis://{self.address}:{PORT + 1}",
+            "REDIS_URL": f"redis://:{urlsplit(world.broker).password}@{self.address}:{PORT + 1}",
             "FINETUNED_WORKER_LABELS": self.letter,
             "FINETUNED_LOG_LEVEL": "info",
         }

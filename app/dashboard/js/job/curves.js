@@ -86,9 +86,11 @@ export function makeCurves(jobId, signal, onChange) {
   }
 
   function draw(only = CHARTS) {
-    clearTimeout(due);
-    due = null;
-    at = performance.now();
+    if (only === CHARTS) { // of some, what is due for all stays due
+      clearTimeout(due);
+      due = null;
+      at = performance.now();
+    }
     const shown = part?.points ?? points;
     const elapsed = times(shown, points[0]?.created_at);
     for (const chart of only) {
