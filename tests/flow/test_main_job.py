@@ -215,7 +215,7 @@ def test_a_running_job_pauses_resumes_and_is_cancelled(client: OpenAI) -> None:
 def test_an_urgent_job_takes_the_place_of_one_that_comes_back_by_itself(stack: Stack, client: OpenAI) -> None:
     jobs = client.fine_tuning.jobs
     file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
-    recipe = {"max_steps": 300, "total_train_batch_size": 16, "save_steps": 100}
+    recipe = {"max_steps": 160, "total_train_batch_size": 16, "save_steps": 50}
 
     def make(priority: str, **more: int) -> str:
         body = {"hyperparameters": {**recipe, **more}, "priority": priority}
@@ -241,7 +241,7 @@ def test_an_urgent_job_takes_the_place_of_one_that_comes_back_by_itself(stack: S
     assert codes.count("preempted") == 1
     assert jobs.retrieve(rough).attempt == 1  # type: ignore[attr-defined]
     assert losses(rough) == losses(calm)
-    assert len(losses(rough)) == 300
+    assert len(losses(rough)) == 160
 
 
 def test_preference_pairs_are_trained_measured_and_served(stack: Stack, client: OpenAI) -> None:
