@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import Field, PlainValidator, field_validator
+from pydantic import AfterValidator, Field, PlainValidator, field_validator
 
 from app.body import Body
 from app.errors import InvalidRequest
+
+# Divided by less, logits leave what float32 holds; long before that the likeliest token is all there is.
+COLDEST = 1e-6
 
 
 def is_text(value: object) -> bool:
@@ -17,6 +20,10 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError as error:
         raise ValueError("holds half of a surrogate pair, which is no text.") from error
     return True
+
+
+def _not_too_cold(temperature: float) -> float:
+    return temperature if temperature >= COLDEST else 0.0
 
 
 def _as_stops(value: object) -> list[str]:
@@ -37,7 +44,9 @@ class GenerationRequest(Body):
     """OpenAI's options with OpenAI's ranges and defaults, and our top_k, min_p and repetition_penalty."""
 
     model: str = Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$", description="Any model's name")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 always takes the likeliest token")
+    temperature: Annotated[float, AfterValidator(_not_too_cold)] = Field(
+        1.0, ge=0, le=2, description="0 always takes the likeliest token"
+    )
     top_p: float = Field(
         1.0, ge=0, le=1, description="Draw from the likeliest tokens of this total probability"
     )
@@ -59,7 +68,7 @@ class GenerationRequest(Body):
         0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's"
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=10, description="Above 1: tokens of prompt and completion become less likely"
+        1.0, ge=0.01, le=10, description="Above 1: tokens of prompt and completion become less likely"
     )
 
     @field_validator("logit_bias")

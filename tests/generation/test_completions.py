@@ -202,6 +202,15 @@ def test_echo_without_tokens_scores_the_prompt(client: OpenAI, reference: Any, t
     assert all(map(str.startswith, [PROMPT[offset:] for offset in offsets], choice.logprobs.tokens))
 
 
+def test_a_temperature_next_to_nothing_takes_the_likeliest_and_breaks_no_batch(
+    client: OpenAI, greedy: Callable[..., str]
+) -> None:
+    for options in ({}, {"top_p": 0.9}, {"extra_body": {"top_k": 5}}):
+        given: dict[str, Any] = {"temperature": 1e-40, **options}
+        done = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=10, **given)
+        assert done.choices[0].text == greedy(PROMPT, 10)
+
+
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"temprature": 1}, "temprature", "unknown_parameter"),
     ({"temperature": 2.1}, "temperature", "invalid_value"),
@@ -229,6 +238,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
     ({"seed": 1.5}, "seed", "invalid_value"),
     ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+    ({"repetition_penalty": 1e-40}, "repetition_penalty", "invalid_value"),
     ({"min_p": 1.1}, "min_p", "invalid_value"),
     ({"stream_options": {"usage": True}}, "stream_options.usage", "unknown_parameter"),
 ]
