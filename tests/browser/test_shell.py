@@ -49,6 +49,23 @@ def test_a_link_with_another_key_exchanges_nothing_unasked(page: Page, stack: St
     assert page.evaluate("sessionStorage.getItem('key')") == stack.key
 
 
+def test_a_page_that_polls_leaves_no_listeners_behind(page: Page) -> None:
+    left = page.evaluate(
+        """async () => {
+            const { poll } = await import('/dashboard/js/stream.js');
+            const leaving = new AbortController();
+            let [left, looks] = [0, 0];
+            for (const [name, one] of [['addEventListener', 1], ['removeEventListener', -1]]) {
+                const own = leaving.signal[name].bind(leaving.signal);
+                leaving.signal[name] = (...said) => { left += one; own(...said); };
+            }
+            await poll(() => { looks += 1; if (looks === 20) leaving.abort(); }, 1, leaving.signal);
+            return left;
+        }"""
+    )
+    assert left <= 1, "that of the last round"
+
+
 def test_every_page_opens(page: Page) -> None:
     for name in PAGES:
         page.locator(f"#nav a[href='#/{name}']").click()

@@ -66,10 +66,18 @@ export async function* messages(body) {
   }
 }
 
-export function pause(milliseconds, signal) {
+// Until the time is over, the signal fires or `target` has the event. Leaves no listener behind: a page may stay open for days.
+export function pause(milliseconds, signal, target = null, event = '') {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal?.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
+    const done = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', done);
+      target?.removeEventListener(event, done);
+      resolve();
+    };
+    const timer = setTimeout(done, milliseconds);
+    signal?.addEventListener('abort', done);
+    target?.addEventListener(event, done);
   });
 }
 
@@ -91,7 +99,8 @@ export function soon(work, milliseconds, signal) {
   };
 }
 
-// Call `look` now and every `milliseconds` after it ended, not while nobody sees the page. Errors are `onError`'s.
+// Call `look` now and every `milliseconds` after it ended, at once when the page is seen again and not while nobody sees it.
+// Errors are `onError`'s.
 export async function poll(look, milliseconds, signal, onError = () => {}) {
   while (!signal.aborted) {
     if (!document.hidden) {
@@ -102,19 +111,6 @@ export async function poll(look, milliseconds, signal, onError = () => {}) {
         onError(error);
       }
     }
-    await Promise.race([pause(milliseconds, signal), seenAgain(signal)]);
+    await pause(milliseconds, signal, document, 'visibilitychange');
   }
-}
-
-function seenAgain(signal) {
-  return new Promise((resolve) => {
-    const listen = () => {
-      if (!document.hidden) {
-        document.removeEventListener('visibilitychange', listen);
-        resolve();
-      }
-    };
-    document.addEventListener('visibilitychange', listen, { signal });
-    signal.addEventListener('abort', resolve, { once: true });
-  });
 }

@@ -196,7 +196,7 @@ function makeTiles() {
       const valid = points.map((point) => point.valid_loss).filter(Number.isFinite);
       setText(values.loss, number(latest(points, 'loss')));
       setText(values.valid, number(valid.at(-1) ?? null));
-      setText(values.best, valid.length ? number(Math.min(...valid)) : DASH);
+      setText(values.best, valid.length ? number(valid.reduce((best, value) => Math.min(best, value))) : DASH);
       setText(values.speed, compact(latest(points, 'tokens_per_second')));
       setText(values.memory, bytes(latest(points, 'memory_bytes')));
       const tokens = latest(points, 'trained_tokens');
