@@ -48,6 +48,10 @@ def refuse_invalid(error: RequestValidationError) -> InvalidRequest:
         key = str(problem["ctx"]["key"])
         param = f"{param}.{key}" if param else key
         return InvalidRequest(problem["msg"], param=param, code="unknown_parameter")
+    if problem["type"] == "model_attributes_type" and param is None:
+        # curl -d says that it sends a form.
+        message = "Send a JSON object, with `Content-Type: application/json`."
+        return InvalidRequest(message, code="invalid_json")
     message = str(problem["msg"]).removeprefix("Value error, ")
     code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
     return InvalidRequest(f"{param}: {message}" if param else message, param=param, code=code)

@@ -38,3 +38,11 @@ def test_a_nul_in_a_job(http: httpx2.Client, client: OpenAI, rows: Path, body: d
     file_id = client.files.create(file=rows, purpose="fine-tune").id
     answer = http.post(JOBS, json={"model": "tiny-gpt2", "training_file": file_id} | body)
     assert answer.status_code == 400, answer.text
+
+
+def test_json_that_is_called_a_form_is_told_its_name(http: httpx2.Client) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    for content in (b'{"model": "tiny-gpt2"}', b"[]"):
+        answer = http.post(JOBS, content=content, headers=form)
+        assert answer.status_code == 400
+        assert "Content-Type: application/json" in answer.json()["error"]["message"]
