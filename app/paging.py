@@ -19,13 +19,17 @@ async def cut(
     after: str | None,
     limit: int,
     order: Order = "desc",
+    ever: Select[T] | None = None,
 ) -> tuple[list[T], bool]:
     """The next `limit` rows of `query` and whether more follow.
 
-    Raises NotFound where `after` names none of the rows that `query` could have given.
+    `ever`: all that may have been listed, where rows leave the list: whoever deletes what they list, or waits
+    between two pages until a job has ended, goes on behind it. Raises NotFound where `after` names none of
+    these rows.
     """
     if after is not None:
-        at = await session.scalar(query.with_only_columns(table.seq).where(table.id == after))
+        known = query if ever is None else ever
+        at = await session.scalar(known.with_only_columns(table.seq).where(table.id == after))
         if at is None:
             raise NotFound(f"`after` names no item of this list: {after!r}", param="after")
         query = query.where(table.seq > at if order == "asc" else table.seq < at)

@@ -33,10 +33,10 @@ async def list_deliveries(
     Kept for 30 days after their end (FINETUNED_WEBHOOK_LOG).
     """
     await endpoints.find(session, webhook_endpoint_id, caller)
-    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == webhook_endpoint_id)
+    ever = query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == webhook_endpoint_id)
     if status is not None:
         query = query.where(WebhookDelivery.status == status)
-    rows, more = await paging.cut(session, query, WebhookDelivery, after=after, limit=limit)
+    rows, more = await paging.cut(session, query, WebhookDelivery, after=after, limit=limit, ever=ever)
     return wire.page([wire.webhook_delivery(row) for row in rows], more)
 
 

@@ -136,7 +136,8 @@ async def list_files(
     query = select(File).where(*File.visible(caller.owner))
     if purpose is not None:
         query = query.where(File.purpose == purpose)
-    rows, more = await paging.cut(session, query, File, after=after, limit=limit, order=order)
+    ever = select(File).where(File.owner == caller.owner)
+    rows, more = await paging.cut(session, query, File, after=after, limit=limit, order=order, ever=ever)
     return wire.page([wire.file(row) for row in rows], more)
 
 

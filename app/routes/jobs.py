@@ -158,8 +158,9 @@ async def list_jobs(
     ] = None,
 ) -> JsonObject:
     """The caller's jobs, newest first."""
-    query = job_list.filtered(select(Job).where(Job.owner == caller.owner), request, status, search)
-    rows, more = await paging.cut(session, query, Job, after=after, limit=limit)
+    ever = select(Job).where(Job.owner == caller.owner)
+    query = job_list.filtered(ever, request, status, search)
+    rows, more = await paging.cut(session, query, Job, after=after, limit=limit, ever=ever)
     bodies = await _bodies(session, rows, shown)
     if points is not None:
         curves = await job_list.curves(session, rows, points)
@@ -261,6 +262,7 @@ async def list_checkpoints(
 ) -> JsonObject:
     """The checkpoints that are kept, newest first; each one's name can be used as a model at once."""
     await find_job(session, job_id, caller)
-    query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
-    rows, more = await paging.cut(session, query, Checkpoint, after=after, limit=limit)
+    ever = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    query = ever.where(Checkpoint.deleted_at.is_(None))
+    rows, more = await paging.cut(session, query, Checkpoint, after=after, limit=limit, ever=ever)
     return wire.page([wire.checkpoint(row) for row in rows], more)

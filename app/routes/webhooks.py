@@ -130,7 +130,10 @@ async def list_endpoints(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JsonObject:
     """The caller's endpoints, newest first."""
-    rows, more = await paging.cut(session, endpoints.owned(caller), WebhookEndpoint, after=after, limit=limit)
+    ever = select(WebhookEndpoint).where(WebhookEndpoint.owner == caller.owner)
+    rows, more = await paging.cut(
+        session, endpoints.owned(caller), WebhookEndpoint, after=after, limit=limit, ever=ever
+    )
     return wire.page([wire.webhook_endpoint(row) for row in rows], more)
 
 

@@ -60,7 +60,8 @@ def test_pages_go_on_within_a_filter(http: httpx2.Client, made: list[str]) -> No
     assert page["has_more"]
     after = page["last_id"]
     assert listed(http, made, search="bread", after=after)[:1] == [made[0]]
-    assert http.get(JOBS, params={"search": "bread", "after": made[1]}).status_code == 404
+    # A job may leave the filter between two pages: the next one goes on behind it all the same.
+    assert listed(http, made, search="bread", after=made[1]) == [made[0]]
 
 
 @pytest.mark.parametrize(("name", "value"), [("status", "done"), ("points", 1), ("search", "x" * 201)])

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import select, text
+from openai import OpenAI
+from sqlalchemy import select, text, update
 
 from app.database import WorkerDatabase
 from app.keyring import ApiKey, AuditEntry
@@ -14,7 +15,7 @@ from app.main import create_app
 from app.permissions import CheckpointPermission
 from app.recipe import Recipe
 from app.settings import Settings
-from app.tables import Checkpoint, Event, File, Job, Model
+from app.tables import Checkpoint, Event, File, Job, Model, now
 from app.webhooks.rows import WebhookDelivery, WebhookEndpoint
 from tests.app.conftest import Api
 
@@ -134,6 +135,45 @@ def test_pages_hold_everything_once_from_the_newest(
         "first_id": None,
         "last_id": None,
     }
+
+
+def test_whoever_deletes_what_they_list_loses_nothing(client: OpenAI) -> None:
+    rows = ("wiped.jsonl", b'{"prompt": "a", "completion": "b"}\n')
+    made = [client.files.create(file=rows, purpose="user_data").id for _ in range(5)]
+    for file in client.files.list(purpose="user_data", limit=2):
+        client.files.delete(file.id)
+        made.remove(file.id)
+    assert not made
+
+    hooks = client.webhooks
+    kinds: Any = ["fine_tuning.job.failed"]
+    ids = [hooks.create(name="n", url="https://a.example", event_types=kinds).id for _ in range(3)]
+    for endpoint in hooks.list(limit=1):
+        if endpoint.id in ids:
+            hooks.delete(endpoint.id)
+            ids.remove(endpoint.id)
+    assert not ids
+
+
+def test_a_checkpoint_that_was_retired_meanwhile_is_a_cursor_still(
+    http: httpx2.Client, api: Api, ids: dict[Any, list[str]]
+) -> None:
+    url, newest_first = f"/v1/fine_tuning/jobs/{JOB}/checkpoints", ids[Checkpoint][::-1]
+    database = WorkerDatabase(api.settings)
+
+    def mark(value: Any) -> None:
+        with database.transaction() as session:
+            session.execute(
+                update(Checkpoint).where(Checkpoint.id == newest_first[1]).values(deleted_at=value)
+            )
+
+    mark(now)
+    try:
+        page = http.get(url, params={"after": newest_first[1], "limit": 2}).json()
+    finally:
+        mark(None)
+        database.close()
+    assert [row["id"] for row in page["data"]] == newest_first[2:4]
 
 
 @pytest.mark.usefixtures("ids")
