@@ -8,12 +8,14 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Row, or_, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
 from app import model_folder, seal
 from app.errors import InvalidRequest, NotFound
+from app.guard import everybody
 from app.model_folder import UnusableModel
 from app.permissions import permitted
 from app.settings import Settings
@@ -118,14 +120,15 @@ def _stored(row: Row[str, str | None, str, str, datetime, str | None]) -> Source
 
 def permitted_to(session: Session, owner: str) -> list[Source]:
     """What others trained and this owner may use, the newest first."""
-    found = [
-        _stored(row)
-        for query in (
-            _models.where(permitted(Model.name, owner), Model.owner != owner),
-            _saved.where(permitted(Checkpoint.name, owner), Job.owner != owner),
-        )
-        for row in session.execute(query)
-    ]
+    with everybody(session):  # both the permission and what is permitted are others'
+        found = [
+            _stored(row)
+            for query in (
+                _models.where(permitted(Model.name, owner), Model.owner != owner),
+                _saved.where(permitted(Checkpoint.name, owner), Job.owner != owner),
+            )
+            for row in session.execute(query)
+        ]
     return sorted(found, key=lambda source: source.created, reverse=True)
 
 
@@ -138,16 +141,19 @@ def find(session: Session, name: str, owner: str, settings: Settings) -> Source:
     for source in base_names(settings):
         if source.name == name:
             return source
-    published = _models.add_columns(Model.manifest["files"]).where(
-        Model.name == name, or_(Model.owner == owner, permitted(Model.name, owner))
-    )
-    saved = _saved.add_columns(Checkpoint.manifest_sha256).where(
-        Checkpoint.name == name, or_(Job.owner == owner, permitted(Checkpoint.name, owner))
-    )
-    for query, sealed in ((published, seal.of_files), (saved, seal.of_bytes)):
-        row = session.execute(query).one_or_none()
-        if row is not None:
-            return replace(_stored(row), seal=sealed(row[-1]) if row[-1] else None)
+    published = _models.add_columns(Model.manifest["files"]).where(Model.name == name)
+    saved = _saved.add_columns(Checkpoint.manifest_sha256).where(Checkpoint.name == name)
+    own = (published.where(Model.owner == owner), saved.where(Job.owner == owner))
+    found = _sealed(session, *own)
+    if found is None:
+        others = (
+            published.where(permitted(Model.name, owner)),
+            saved.where(permitted(Checkpoint.name, owner)),
+        )
+        with everybody(session):  # both the permission and what is permitted are others'
+            found = _sealed(session, *others)
+    if found is not None:
+        return found
     if HUB_ID.fullmatch(name):
         return _hub(name)
     raise NotFound(
@@ -155,6 +161,15 @@ def find(session: Session, name: str, owner: str, settings: Settings) -> Source:
         param="model",
         code="model_not_found",
     )
+
+
+def _sealed(session: Session, published: Select[Any], saved: Select[Any]) -> Source | None:
+    """The first row that either finds, whose last column is what it is sealed by."""
+    for query, sealed in ((published, seal.of_files), (saved, seal.of_bytes)):
+        row = session.execute(query).one_or_none()
+        if row is not None:
+            return replace(_stored(row), seal=sealed(row[-1]) if row[-1] else None)
+    return None
 
 
 def find_for_job(session: Session, name: str, owner: str, settings: Settings) -> Source:

@@ -17,6 +17,7 @@ from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.guard import OWNER, GuardedSession
 from app.settings import Settings
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -85,16 +86,19 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.engine = make_async_engine(settings)
-        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._sessions = async_sessionmaker(
+            self.engine, expire_on_commit=False, sync_session_class=GuardedSession
+        )
         self.woken = asyncio.Event()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """One transaction: committed at the end, rolled back on an exception.
+    async def transaction(self, owner: str | None = None) -> AsyncIterator[AsyncSession]:
+        """One transaction: committed at the end, rolled back on an exception. A request's names the `owner`
+        who asks, and has only their rows.
 
         The mark WAKE in the session's `info` wakes the dispatcher, after the commit and only after one.
         """
-        async with self._sessions() as session:
+        async with self._sessions(info={} if owner is None else {OWNER: owner}) as session:
             yield session
             await session.commit()
             if session.info.get(WAKE):

@@ -14,6 +14,7 @@ from app import audit
 from app.auth import KnownCaller
 from app.database import Database
 from app.fleet import Fleet
+from app.guard import OWNER
 from app.inspection.inspector import Inspector
 from app.settings import Settings
 from app.standing import Standing
@@ -25,9 +26,16 @@ from app.webhooks.courier import Courier
 
 async def open_session(request: Request, caller: KnownCaller) -> AsyncIterator[AsyncSession]:
     database: Database = request.app.state.database
-    async with database.transaction() as session:
+    async with database.transaction(caller.owner) as session:
         yield session
         audit.record(session, request, caller)
+
+
+async def _everybodys(
+    session: Annotated[AsyncSession, Depends(open_session, scope="function")],
+) -> AsyncSession:
+    session.info.pop(OWNER)  # it has not begun yet: no owner is named
+    return session
 
 
 async def _settings(request: Request) -> Settings:
@@ -78,6 +86,8 @@ async def _shown(request: Request) -> Shown:
 
 # `scope="function"` commits before the answer is sent: a 200 is never followed by a failed commit.
 OpenSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
+# For an admin's routes: it has the rows of all owners.
+EverybodysSession = Annotated[AsyncSession, Depends(_everybodys, scope="function")]
 ForShowing = Annotated[Shown, Depends(_shown)]
 OpenTracing = Annotated[Tracing, Depends(_tracing)]
 OpenCourier = Annotated[Courier, Depends(_courier)]

@@ -29,7 +29,7 @@ async def answer(desk: Desk, body: job_request.JobRequest) -> JsonObject:
     method, given = job_request.merge(body)
     recipe = job_request.recipe(method, given)
     job_request.refuse_what_is_not_offered(body, desk.settings.integrations)
-    async with desk.database.transaction() as session:
+    async with desk.database.transaction(desk.caller.owner) as session:
         source = await job_inputs.source(session, body, desk.caller, desk.settings)
         given_by = method, desk.caller
         train = await job_inputs.usable(session, body.training_file, "training_file", *given_by, hold=False)

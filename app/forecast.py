@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ARRAY, ColumnElement, String, any_, func, literal, select
 from sqlalchemy.orm import Session
 
+from app.guard import everybody
 from app.lifecycle import turns
 from app.resolution import DEFAULT_EPOCHS
 from app.tables import Attempt, File, Job, Worker, now
@@ -107,7 +108,7 @@ def starts(durations: Iterable[float | None], free: Sequence[datetime]) -> list[
 
 def past(session: Session) -> list[Measured]:
     """The newest attempts on the device of the newest one."""
-    rows = session.execute(
+    query = (
         select(
             Job.source,
             _said("lora_rank").is_not(None).label("lora"),
@@ -130,6 +131,8 @@ def past(session: Session) -> list[Measured]:
         .order_by(Attempt.started_at.desc())
         .limit(LOOKED_BACK)
     )
+    with everybody(session):  # speeds of a device, whoever trained on it
+        rows = session.execute(query).all()
     found = [Measured(**row._mapping) for row in rows]
     return [measured for measured in found if measured.device == found[0].device]
 
@@ -150,14 +153,16 @@ def free_slots(session: Session, fresh: timedelta) -> list[datetime]:
 def line(session: Session, fresh: timedelta) -> dict[str, Place]:
     """Everybody in the queue with their places; times for the first few hundred. Five statements, whatever
     their number."""
-    order = turns.queued(session)
-    places = {job_id: Place(position, None, None) for position, job_id in enumerate(order, 1)}
-    if not order:
-        return places
-    before = past(session)
-    ahead = _first(session, order)
+    with everybody(session):  # the queue is everybody's
+        order = turns.queued(session)
+        places = {job_id: Place(position, None, None) for position, job_id in enumerate(order, 1)}
+        if not order:
+            return places
+        before = past(session)
+        ahead = _first(session, order)
+        free = free_slots(session, fresh)
     lasting = [seconds(_work(row, before), before) for row in ahead]
-    begin = starts(lasting, free_slots(session, fresh))
+    begin = starts(lasting, free)
     for row, duration, at in zip(ahead, lasting, begin, strict=True):
         if at is not None:
             at = max(at, row.not_before)
@@ -168,12 +173,15 @@ def line(session: Session, fresh: timedelta) -> dict[str, Place]:
 
 def start_of_next(session: Session, fresh: timedelta) -> datetime | None:
     """When a job would begin that were created now."""
-    before = past(session)
-    order = turns.queued(session)
-    if len(order) > LOOKED_AHEAD:
-        return None
-    lasting = [seconds(_work(row, before), before) for row in _first(session, order)]
-    return starts([*lasting, 0], free_slots(session, fresh))[-1]
+    with everybody(session):  # they all begin before it
+        before = past(session)
+        order = turns.queued(session)
+        if len(order) > LOOKED_AHEAD:
+            return None
+        ahead = _first(session, order)
+        free = free_slots(session, fresh)
+    lasting = [seconds(_work(row, before), before) for row in ahead]
+    return starts([*lasting, 0], free)[-1]
 
 
 def _first(session: Session, order: Sequence[str]) -> Sequence[Any]:

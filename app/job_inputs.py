@@ -2,11 +2,13 @@
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from app import catalogue, job_request
 from app.auth import Caller
 from app.database import run
 from app.errors import InvalidRequest
+from app.guard import everybody
 from app.settings import Settings
 from app.tables import Checkpoint, File, Model
 
@@ -58,8 +60,15 @@ async def hold_model(session: AsyncSession, found: catalogue.Source) -> None:
     key = found.source.removeprefix("store:")
     if key == found.source:
         return
-    for table in (Model, Checkpoint):
-        held = select(table.id).where(table.key == key, table.deleted_at.is_(None))
-        if await session.scalar(held.with_for_update(read=True)) is not None:
-            return
-    raise InvalidRequest(f"The model {found.name!r} is gone.", param="model", code="model_not_found")
+    if not await run(session, _hold, key):
+        raise InvalidRequest(f"The model {found.name!r} is gone.", param="model", code="model_not_found")
+
+
+def _hold(session: Session, key: str) -> bool:
+    """Whether what was saved under that key is there; held, if it is."""
+    with everybody(session):  # it may be another owner's, who permitted it
+        for table in (Model, Checkpoint):
+            held = select(table.id).where(table.key == key, table.deleted_at.is_(None))
+            if session.scalar(held.with_for_update(read=True)) is not None:
+                return True
+    return False

@@ -50,7 +50,7 @@ class Desk:
         self, file_id: str, model: str | None, recipe: Recipe, validation: str | None = None
     ) -> Subject:
         """Raises NotFound and InvalidRequest, naming `file_id`, `validation_file` or `model`."""
-        async with self.database.transaction() as session:
+        async with self.database.transaction(self.caller.owner) as session:
             rows = [await self._file(session, file_id, "file_id")]
             if validation is not None:
                 rows.append(await self._file(session, validation, "validation_file"))

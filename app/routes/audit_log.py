@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from app import paging, wire
 from app.access import needs
-from app.dependencies import OpenSession
+from app.dependencies import EverybodysSession
 from app.keyring import AuditEntry
 from app.tables import JsonObject
 
@@ -29,7 +29,7 @@ def _entry(row: AuditEntry) -> JsonObject:
 
 @router.get("")
 async def list_audit_log(
-    session: OpenSession,
+    session: EverybodysSession,
     owner: Annotated[str | None, Query(description="Only what keys of this owner did")] = None,
     key_id: Annotated[str | None, Query(description="Only what this key did")] = None,
     action: Annotated[str | None, Query(description="Only this, such as `delete_file`")] = None,

@@ -106,7 +106,7 @@ async def _heed_quota(request: Request, caller: Caller, incoming: Incoming) -> N
     if caller.storage_bytes is None:
         return
     database: Database = request.app.state.database
-    async with database.transaction() as session:
+    async with database.transaction(caller.owner) as session:
         used = await quota.storage_used(session, caller.key_id)
     left = max(0, caller.storage_bytes - used)
     if left == 0:

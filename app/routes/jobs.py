@@ -42,7 +42,7 @@ async def _heed_findings(
     codes = body.refuse_on or []
     refusals.check_codes(codes)
     recipe = job_request.recipe(*job_request.merge(body))
-    async with desk.database.transaction() as session:
+    async with desk.database.transaction(desk.caller.owner) as session:
         promised = await run(
             session, wishes.created_before, desk.caller.owner, idempotency_key, digest, repeated=repeated
         )

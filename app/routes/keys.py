@@ -14,7 +14,7 @@ from app.apikey import make_key, parse_key, redacted, secret_sha256
 from app.audit import about
 from app.auth import SCOPES, USER_SCOPES, KnownCaller
 from app.body import Body
-from app.dependencies import OpenSession
+from app.dependencies import EverybodysSession, OpenSession
 from app.errors import InvalidRequest, NotFound
 from app.keyring import ApiKey
 from app.tables import JsonObject, now
@@ -108,7 +108,7 @@ async def _find(session: AsyncSession, key_id: str) -> ApiKey:
 
 
 @everybodys.post("")
-async def create_api_key(body: KeyRequest, session: OpenSession, caller: KnownCaller) -> JsonObject:
+async def create_api_key(body: KeyRequest, session: EverybodysSession, caller: KnownCaller) -> JsonObject:
     """Make a key. The answer alone holds it, under `value`; what is kept is a hash.
 
     `{"name": "laptop", "owner": "ann", "scopes": ["files:write", "jobs:write", "models:read", "generate"],
@@ -134,7 +134,7 @@ async def create_api_key(body: KeyRequest, session: OpenSession, caller: KnownCa
 
 @everybodys.get("")
 async def list_api_keys(
-    session: OpenSession,
+    session: EverybodysSession,
     owner: Annotated[str | None, Query(description="Only keys of this owner")] = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -155,19 +155,20 @@ async def retrieve_own_api_key(session: OpenSession, caller: KnownCaller) -> Jso
 
 
 @own.delete("")
-async def revoke_own_api_key(session: OpenSession, caller: KnownCaller) -> JsonObject:
+async def revoke_own_api_key(session: EverybodysSession, caller: KnownCaller) -> JsonObject:
     """Revoke the key you are asking with, at once: what to do with one that got about. Any key may."""
+    # Everybody's: whether it is the last that may make keys is seen by the others'.
     about(session, caller.key_id)
     return await _revoke(session, caller.key_id)
 
 
 @everybodys.get("/{key_id}")
-async def retrieve_api_key(key_id: str, session: OpenSession) -> JsonObject:
+async def retrieve_api_key(key_id: str, session: EverybodysSession) -> JsonObject:
     return _shown(await _find(session, key_id))
 
 
 @everybodys.delete("/{key_id}")
-async def revoke_api_key(key_id: str, session: OpenSession) -> JsonObject:
+async def revoke_api_key(key_id: str, session: EverybodysSession) -> JsonObject:
     """Revoke a key: from now on it is unknown. Its owner's things stay, and so does its line in the list.
 
     The last key that may make keys is refused (400 `last_admin_key`).
@@ -176,7 +177,7 @@ async def revoke_api_key(key_id: str, session: OpenSession) -> JsonObject:
 
 
 @everybodys.post("/{key_id}")
-async def change_api_key(key_id: str, body: KeyChange, session: OpenSession) -> JsonObject:
+async def change_api_key(key_id: str, body: KeyChange, session: EverybodysSession) -> JsonObject:
     """Change a key's name, scopes, limits or end; whose it is and its secret stay. Holds at once.
 
     `{"limits": {"running_jobs": 4}}`

@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 
 from app.access import needs
 from app.database import run
-from app.dependencies import OpenSession, OpenStore
+from app.dependencies import EverybodysSession, OpenStore
 from app.dispatch import Dispatcher
 from app.watch.figures import Figures
 from app.watch.traffic import Traffic
@@ -52,7 +52,7 @@ class _Scrape:
 
 
 @router.get("/metrics", response_class=Response)
-async def read_metrics(request: Request, session: OpenSession, store: OpenStore) -> Response:
+async def read_metrics(request: Request, session: EverybodysSession, store: OpenStore) -> Response:
     """Figures for Prometheus, in its text format or OpenMetrics; docs/operations.md says what they mean.
 
     Of jobs, workers, webhooks and storage every API process tells the same, out of the database; of requests,

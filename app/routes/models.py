@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
-from sqlalchemy import delete, select
+from sqlalchemy import Row, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from app import catalogue, download, wire
 from app.access import needs
@@ -17,6 +18,7 @@ from app.database import WAKE, run
 from app.dependencies import CurrentSettings, OpenSession, OpenStore
 from app.download import begun
 from app.errors import InvalidRequest, NotFound
+from app.guard import everybody
 from app.lifecycle.claims import ENDED
 from app.permissions import CheckpointPermission
 from app.storage import MANIFEST, Store
@@ -156,13 +158,21 @@ async def retrieve_model(
     return wire.base_model(await run(session, catalogue.find, model, caller.owner, settings))
 
 
+def _user(session: Session, model: Model) -> Row[str, str] | None:
+    """Id and owner of a job that trains from it, one of the model's owner if there is any."""
+    users = select(Job.id, Job.owner).where(
+        Job.source == f"{SAVED_HERE}{model.key}", Job.status.not_in(ENDED)
+    )
+    with everybody(session):  # it may have been permitted to others
+        return session.execute(users.order_by(Job.owner != model.owner).limit(1)).one_or_none()
+
+
 @router.delete("/{model:path}")
 async def delete_model(model: str, session: OpenSession, caller: KnownCaller) -> JsonObject:
     """Delete a published model; one that a job trains from is refused (400 `model_in_use`)."""
     row = await _own(session, model, caller)
     await session.refresh(row, with_for_update=True)
-    users = select(Job.id, Job.owner).where(Job.source == f"{SAVED_HERE}{row.key}", Job.status.not_in(ENDED))
-    user = (await session.execute(users.order_by(Job.owner != caller.owner).limit(1))).one_or_none()
+    user = await run(session, _user, row)
     if user is not None:
         # Another owner's job has no name here.
         name = f"Job {user.id}" if user.owner == caller.owner else "A job of an owner whom you permitted it"

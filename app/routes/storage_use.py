@@ -2,16 +2,18 @@
 
 import asyncio
 import shutil
+from contextlib import nullcontext
 
 from fastapi import APIRouter
 from sqlalchemy import Select, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app import quota
 from app.access import needs
 from app.auth import KnownCaller
+from app.database import run
 from app.dependencies import CurrentSettings, OpenSession
+from app.guard import everybody
 from app.tables import Checkpoint, File, Job, JsonObject, Model
 
 router = APIRouter(prefix="/storage", tags=["machines"], dependencies=[needs("files")])
@@ -32,14 +34,15 @@ def _kept() -> dict[str, Sums]:
     }
 
 
-async def _by_owner(session: AsyncSession, owner: str | None) -> dict[str, JsonObject]:
+def _by_owner(session: Session, owner: str | None) -> dict[str, JsonObject]:
     """Of one owner, or of all of them."""
     found: dict[str, JsonObject] = {}
-    for kind, query in _kept().items():
-        column = query.selected_columns[0]
-        rows = await session.execute(query if owner is None else query.where(column == owner))
-        for name, count, used in rows.all():
-            found.setdefault(name, _nothing())[kind] = {"count": int(count), "bytes": int(used)}
+    with everybody(session) if owner is None else nullcontext():  # an admin is shown all of them
+        for kind, query in _kept().items():
+            column = query.selected_columns[0]
+            rows = session.execute(query if owner is None else query.where(column == owner))
+            for name, count, used in rows:
+                found.setdefault(name, _nothing())[kind] = {"count": int(count), "bytes": int(used)}
     for use in found.values():
         use["bytes"] = sum(use[kind]["bytes"] for kind in _kept())
     return found
@@ -57,8 +60,8 @@ async def storage_use(session: OpenSession, settings: CurrentSettings, caller: K
     the home folder; with less than `least_free_bytes` free, new files and jobs are refused. For a key with
     `admin:read` `owners` has the same of every owner.
     """
-    everybody = caller.may("admin:read")
-    found = await _by_owner(session, None if everybody else caller.owner)
+    everybodys = caller.may("admin:read")
+    found = await run(session, _by_owner, None if everybodys else caller.owner)
     disk = await asyncio.to_thread(shutil.disk_usage, settings.home)
     used = await quota.storage_used(session, caller.key_id)
     answer: JsonObject = {
@@ -72,6 +75,6 @@ async def storage_use(session: OpenSession, settings: CurrentSettings, caller: K
             "least_free_bytes": settings.min_free_bytes,
         },
     }
-    if everybody:
+    if everybodys:
         answer["owners"] = [{"owner": name, **use} for name, use in sorted(found.items())]
     return answer

@@ -137,7 +137,7 @@ async def create_part(
     Parts may be sent in any order and side by side; `complete` puts them into theirs.
     """
     database: Database = request.app.state.database
-    async with database.transaction() as early:  # not while the bytes come in
+    async with database.transaction(caller.owner) as early:  # not while the bytes come in
         await states.refuse_ended(early, await states.find(early, upload_id, caller), "added to")
     store.refuse_low_space(settings.min_free_bytes)
     part = UploadPart(id=f"part_{secrets.token_hex(12)}", upload_id=upload_id)
@@ -214,7 +214,7 @@ async def complete_upload(
     # A large file takes minutes, and the SDK asks again after ten: the second try waits for the first here,
     # instead of making the same file beside it. In another process it would; only one of them is kept.
     async with _composing.setdefault((caller.owner, upload_id), asyncio.Lock()):
-        async with database.transaction() as early:  # not while the file is made
+        async with database.transaction(caller.owner) as early:  # not while the file is made
             # Locked, so as to see what the first try is about to commit.
             upload = await states.find(early, upload_id, caller, lock=True)
             if states.completed_before(upload, wanted, x_stainless_retry_count):
