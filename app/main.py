@@ -73,6 +73,7 @@ async def _look(settings: Settings) -> None:
     """Raises Unsafe, which ends the start."""
     try:
         await asyncio.to_thread(posture.check, settings)
+        await asyncio.to_thread(posture.look_at_role, settings)
     except posture.Unsafe as error:
         log.error("unsafe", error=str(error))
         raise

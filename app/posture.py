@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import redis
 import structlog
 
+from app.database import database_url
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -26,6 +28,7 @@ SOUND = {
 }
 ENCRYPTED = ("require", "verify-ca", "verify-full")
 SECONDS = 5.0
+ABOVE_POLICIES = "SELECT rolname FROM pg_roles WHERE rolname = current_user AND (rolsuper OR rolbypassrls)"
 
 
 class Unsafe(Exception):
@@ -44,6 +47,23 @@ def check(settings: Settings) -> None:
     ]
     if wrong:
         raise Unsafe(" ".join(wrong))
+
+
+def look_at_role(settings: Settings) -> None:
+    """Warns of a role for which row-level security does not hold: the first line is left alone."""
+    url = database_url(settings).set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        with psycopg.connect(url, connect_timeout=int(SECONDS)) as connection:
+            above = connection.execute(ABOVE_POLICIES).fetchone()
+    except psycopg.Error as error:
+        log.warning("database_not_asked", error=type(error).__name__)
+        return
+    if above is not None:
+        log.warning(
+            "database_role_above_policies",
+            role=above[0],
+            advice="give DATABASE_URL a role that is no superuser and has no BYPASSRLS",
+        )
 
 
 def _as_root(settings: Settings) -> Iterator[str]:

@@ -12,7 +12,9 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
+from pydantic import SecretStr
 from sqlalchemy import BindParameter, ColumnElement, Table, event, func, select, text, true
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -20,6 +22,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression
 from sqlalchemy.sql.visitors import replacement_traverse
 
+from app import posture
 from app.database import Database, run
 from app.guard import GuardedSession, everybody
 from app.tables import Base, Job
@@ -128,6 +131,14 @@ def test_every_table_of_owners_has_its_policy(plain: psycopg.Connection[Any]) ->
 def test_the_role_of_the_programs_obeys_it(plain: psycopg.Connection[Any]) -> None:
     query = "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
     assert plain.execute(query).fetchall() == [(False,)]
+
+
+def test_a_role_that_does_not_is_warned_of(api: Api, postgres_url: str) -> None:
+    with structlog.testing.capture_logs() as said:
+        posture.look_at_role(api.settings)
+        assert said == []
+        posture.look_at_role(api.settings.model_copy(update={"database_url": SecretStr(postgres_url)}))
+    assert [(line["event"], line["role"]) for line in said] == [("database_role_above_policies", "postgres")]
 
 
 def test_who_names_an_owner_has_theirs_and_who_names_none_has_all(
