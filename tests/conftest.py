@@ -12,6 +12,7 @@ shared_stack        the whole service, once for all files that neither stop it n
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -23,9 +24,15 @@ from app.embedded import sockets
 from app.embedded.postgres import ROLE, Postgres
 from app.embedded.valkey import Valkey
 from app.settings import Settings
-from tests.flow.stack import QUICK, Stack
+from tests.flow.stack import QUICK, Stack, running
+from tests.order import Order
 
 NewDatabase = Callable[[str], str]
+
+
+@pytest.hookimpl(optionalhook=True)  # where the tests run side by side
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Order:
+    return Order(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -107,10 +114,5 @@ def module_database_url(new_database: NewDatabase, migrated_template: str) -> st
 @pytest.fixture(scope="session")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = {**QUICK, "FINETUNED_WEBHOOK_ALLOW": "127.0.0.0/8"}
-    stack = Stack(tmp_path_factory.mktemp("home"), settings)
-    stack.start()
-    try:
+    with running(tmp_path_factory.mktemp("home"), settings) as stack:
         yield stack
-    finally:
-        if stack.process.poll() is None:
-            stack.stop()

@@ -15,7 +15,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser.conftest import chromium, upload
-from tests.flow.stack import ENDED, QUICK, Stack, wait_for
+from tests.flow.stack import ENDED, QUICK, Stack, running, wait_for
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -158,21 +158,19 @@ def take(browser: Browser, stack: Stack, name: str, fragment: str, height: int, 
 
 
 def main(names: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        stack = Stack(Path(folder) / "home", dict(QUICK))
-        stack.start()
-        try:
-            jobs = make_jobs(stack, Path(folder))
-            with sync_playwright() as playwright:
-                options = ["--no-sandbox"] if os.geteuid() == 0 else []
-                browser = playwright.chromium.launch(executable_path=chromium(), args=options)
-                for name in names or PICTURES:
-                    fragment, height = PICTURES[name]
-                    for theme in ("light", "dark"):
-                        take(browser, stack, name, fragment.format(**jobs), height, theme)
-                browser.close()
-        finally:
-            stack.stop()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder) / "home", dict(QUICK)) as stack,
+        sync_playwright() as playwright,
+    ):
+        jobs = make_jobs(stack, Path(folder))
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=chromium(), args=options)
+        for name in names or PICTURES:
+            fragment, height = PICTURES[name]
+            for theme in ("light", "dark"):
+                take(browser, stack, name, fragment.format(**jobs), height, theme)
+        browser.close()
 
 
 if __name__ == "__main__":

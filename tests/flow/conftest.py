@@ -1,14 +1,14 @@
-"""The whole service on a home of its own, the official SDK outside."""
+"""The whole service on a home of its own, once for all files here that use it; the official SDK outside."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.flow import gpt2, secrets
-from tests.flow.stack import QUICK, Stack
+from tests.flow.stack import QUICK, Stack, running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     bases = tmp_path_factory.mktemp("bases")
     gpt2.write(bases / "small-gpt2")
@@ -20,10 +20,5 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         **QUICK,
         **secrets.GIVEN,
     }
-    stack = Stack(tmp_path_factory.mktemp("home"), settings)
-    stack.start()
-    try:
+    with running(tmp_path_factory.mktemp("home"), settings) as stack:
         yield stack
-    finally:
-        if stack.process.poll() is None:
-            stack.stop()

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ class Stack:
     def get(self, path: str, **named: Any) -> httpx2.Response:
         headers = {"authorization": f"Bearer {self.key}", **named.pop("headers", {})}
         return httpx2.get(self.url + path, headers=headers, timeout=60, **named)
+
+
+@contextmanager
+def running(home: Path, environment: dict[str, str]) -> Iterator[Stack]:
+    """The service on this home; stopped at the end, where no test has done so."""
+    stack = Stack(home, environment)
+    stack.start()
+    try:
+        yield stack
+    finally:
+        if stack.process.poll() is None:
+            stack.stop()
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:

@@ -215,33 +215,39 @@ def test_a_running_job_pauses_resumes_and_is_cancelled(client: OpenAI) -> None:
 def test_an_urgent_job_takes_the_place_of_one_that_comes_back_by_itself(stack: Stack, client: OpenAI) -> None:
     jobs = client.fine_tuning.jobs
     file = client.files.create(file=("train.jsonl", ROWS.encode()), purpose="fine-tune")
-    recipe = {"max_steps": 160, "total_train_batch_size": 16, "save_steps": 50}
+    recipe = {"total_train_batch_size": 16, "save_steps": 50, "lr_scheduler_type": "constant"}
 
-    def make(priority: str, **more: int) -> str:
-        body = {"hyperparameters": {**recipe, **more}, "priority": priority}
+    def make(priority: str, steps: int) -> str:
+        body = {"hyperparameters": {**recipe, "max_steps": steps}, "priority": priority}
         return jobs.create(model="tiny-gpt2", training_file=file.id, extra_body=body).id
 
     def status(job_id: str) -> str:
         return str(jobs.retrieve(job_id).status)
 
+    def step(job_id: str) -> int:
+        progress: dict[str, int] = jobs.retrieve(job_id).progress  # type: ignore[attr-defined]
+        return progress["step"]
+
     def losses(job_id: str) -> list[float]:
         rows = stack.get(f"/v1/fine_tuning/jobs/{job_id}/metrics?limit=1000").json()["data"]
         return [row["loss"] for row in rows]
 
-    calm = make("normal")
-    assert wait_for_end(client, calm).status == "succeeded"
-    rough = make("normal")
-    wait_for(lambda: jobs.retrieve(rough).progress["step"] > 5, "the first steps")  # type: ignore[attr-defined]
-    urgent = make("high", max_steps=3)
+    rough = make("normal", 160)
+    wait_for(lambda: step(rough) > 5, "the first steps")
+    urgent = make("high", 3)
     wait_for(lambda: status(urgent) == "running", "the urgent one's turn")
     assert status(rough) == "queued"
+    left_at = step(rough)
     assert wait_for_end(client, urgent).status == "succeeded"
+    calm = make("normal", left_at + 10)
     assert wait_for_end(client, rough).status == "succeeded"
     codes = [dict(event.data)["code"] for event in jobs.list_events(rough, limit=100).data]  # type: ignore[call-overload]
-    assert codes.count("preempted") == 1
+    assert codes.count("preempted") == 1, codes
     assert jobs.retrieve(rough).attempt == 1  # type: ignore[attr-defined]
-    assert losses(rough) == losses(calm)
+    assert wait_for_end(client, calm).status == "succeeded"
     assert len(losses(rough)) == 160
+    assert len(losses(calm)) == left_at + 10
+    assert losses(rough)[: left_at + 10] == losses(calm), "as if nobody had interrupted it"
 
 
 def test_preference_pairs_are_trained_measured_and_served(stack: Stack, client: OpenAI) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.encoding import Encoded, EncodingError
 from tests.training.conftest import END, Run, Train, maths, sentences, write_rows
-from tests.training.test_steps import TORCHRUN
 from worker.training import events
 from worker.training.batches import order
 from worker.training.failure import Stopped
@@ -22,6 +22,10 @@ from worker.training.model import Model
 from worker.training.pairs import Answers
 from worker.training.pulse import Pulse
 
+TORCHRUN = [
+    *[sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],
+    *["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "worker.training"],
+]
 Triple = tuple[str, str, str]  # question, better answer, worse answer
 BETA = 0.3
 # 26 pairs are 4 steps of 6 and one of 2, each taken in twos.

@@ -15,13 +15,29 @@ from typing import Any
 
 import pytest
 
+from app.dataset import DatasetError
+from tests.training.conftest import Train
 from worker.training import events, manifest
 from worker.training.events import Event, Failed, Finished, Prepared, Ready, Saved, Step
+from worker.training.failure import Failure, classify
 from worker.training.job import Job
 from worker.training.pulse import Pulse
 from worker.training.siblings import Siblings
 
 TRAINER = [sys.executable, "-m", "worker.training"]
+# What the API, the worker and LoRA need, and a GPU box that only trains does not have.
+ABSENT = ["accelerate", "celery", "fastapi", "kombu", "openai", "peft", "platformdirs", "psycopg"]
+ABSENT += ["pydantic_settings", "redis", "sqlalchemy", "starlette", "structlog", "uvicorn"]
+BARE = (
+    f"import sys, runpy; sys.modules.update(dict.fromkeys({ABSENT!r})); "
+    "runpy.run_module('worker.training', run_name='__main__', alter_sys=True)"
+)
+# Without what trains: that takes seconds to load, and no job will come.
+IDLE = (
+    "import sys, types, runpy; from worker.training import run; run.warm_up = lambda: None; "
+    "sys.modules['worker.training.loop'] = types.ModuleType('loop'); "
+    "runpy.run_module('worker.training', run_name='__main__', alter_sys=True)"
+)
 RECIPE: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2}
 
 
@@ -47,11 +63,10 @@ def waiting() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait()
 
 
-def warm(waiting: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+def warm(waiting: list[subprocess.Popen[str]], *trainer: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [*TRAINER, "--wait"], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
-    )
+    command = [*(trainer or TRAINER), "--wait"]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
     waiting.append(process)
     assert events.parse(heard(process)) == Ready()
     return process
@@ -75,8 +90,9 @@ def tell(process: subprocess.Popen[str], job: Job, recipe: dict[str, Any]) -> No
     process.stdin.flush()
 
 
-def test_a_person_runs_what_the_worker_runs(job: Job, tmp_path: Path) -> None:
-    status, said, log = run(arguments(job, tmp_path, RECIPE))
+def test_a_person_runs_what_the_worker_runs_where_nothing_else_is_installed(job: Job, tmp_path: Path) -> None:
+    command = arguments(job, tmp_path, RECIPE)
+    status, said, log = run([sys.executable, "-c", BARE, *command[len(TRAINER) :]])
     assert status == 0, log
     assert [type(event) for event in said if not isinstance(event, Saved)] == [
         Prepared,
@@ -125,10 +141,10 @@ def test_sigterm_saves_exits_75_and_the_resume_finishes_the_same(
 def test_an_idle_warm_child_leaves_on_sigterm_and_at_the_end_of_stdin(
     waiting: list[subprocess.Popen[str]],
 ) -> None:
-    process = warm(waiting)
+    process = warm(waiting, sys.executable, "-c", IDLE)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 75
-    other = warm(waiting)
+    other = warm(waiting, sys.executable, "-c", IDLE)
     assert other.stdin is not None
     other.stdin.close()
     assert other.wait(10) == 0
@@ -137,7 +153,8 @@ def test_an_idle_warm_child_leaves_on_sigterm_and_at_the_end_of_stdin(
 def test_no_trainer_outlives_its_parent(tmp_path: Path) -> None:
     middle = (
         "import subprocess, sys, time\n"
-        f"child = subprocess.Popen({[*TRAINER, '--wait']!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        f"command = {[sys.executable, '-c', IDLE, '--wait']!r}\n"
+        "child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "child.stdout.readline()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE, text=True)
@@ -176,29 +193,27 @@ def test_a_full_disk_is_79(job: Job, tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == []
 
 
-@pytest.mark.parametrize(
-    ("change", "code", "param"),
-    [
-        ({"learnin_rate": 1}, "unknown_parameter", "learnin_rate"),
-        ({"max_length": 65}, "invalid_value", "max_length"),
-        (None, "invalid_training_file", None),
-    ],
-)
-def test_a_bad_recipe_or_bad_data_is_78_and_says_what(
-    job: Job, tmp_path: Path, change: dict[str, Any] | None, code: str, param: str | None
-) -> None:
-    command = arguments(job, tmp_path, {**RECIPE, **(change or {})})
-    if change is None:
-        bad = tmp_path / "bad.jsonl"
-        bad.write_text('{"text": "fine"}\nnot json\n')
-        command[command.index("--data") + 1] = str(bad)
-    status, said, log = run(command)
+def test_a_bad_recipe_is_78_and_says_what(job: Job, tmp_path: Path) -> None:
+    status, said, log = run(arguments(job, tmp_path, {**RECIPE, "learnin_rate": 1}))
     assert status == 78, log
-    failed = said[-1]
-    assert isinstance(failed, Failed)
-    assert (failed.code, failed.param) == (code, param)
-    if change is None:
-        assert "line 2" in failed.message
+    assert isinstance(failed := said[-1], Failed)
+    assert (failed.code, failed.param) == ("unknown_parameter", "learnin_rate")
+
+
+def test_what_only_the_model_or_the_data_show_to_be_bad_is_78_too(train: Train, tmp_path: Path) -> None:
+    """In this process: how a failure ends one is seen above."""
+    with pytest.raises(Failure) as too_long:
+        train(max_length=65)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\nnot json\n')
+    with pytest.raises(DatasetError, match="line 2") as unreadable:
+        train(data=bad)
+    found = [classify(raised.value) for raised in (too_long, unreadable)]
+    assert [failure.exit_status for failure in found] == [78, 78]
+    assert [(failure.code, failure.param) for failure in found] == [
+        ("invalid_value", "max_length"),
+        ("invalid_training_file", None),
+    ]
 
 
 def test_a_stalled_step_ends_the_job_with_its_reason(job: Job, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ RECIPE: dict[str, Any] = {
 }
 SHARED: dict[str, Any] = {"num_devices": 2, "sharding": "full"}
 HALF = {**RECIPE, "max_steps": 4, "sample_prompts": [], "eval_steps": 100}
+# 100 examples: the fourth step has what is left.
+SPLIT = {"learning_rate": 1e-3, "total_train_batch_size": 32, "max_steps": 8, "save_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,16 @@ def data(folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def together(gpt2: Path, llama: Path, data: dict[str, Path], folder: Path) -> Together:
+def together(gpt2: Path, llama: Path, data: dict[str, Path], texts: Path, folder: Path) -> Together:
     def line(name: str, model: Path = gpt2, **said: Any) -> dict[str, Any]:
         recipe = {**RECIPE, **SHARED, **said.pop("recipe", {})}
         places = {"model": str(model), **{key: str(path) for key, path in data.items()}}
         return {**places, "recipe": recipe, "out": str(folder / name), "cache": str(folder / "cache"), **said}
+
+    def split(name: str, **said: Any) -> dict[str, Any]:
+        recipe = {**SPLIT, "train_batch_size": 4, "num_devices": 2}
+        made = line(name, data=str(texts), **said) | {"recipe": recipe}
+        return {key: value for key, value in made.items() if key != "validation"}
 
     half = [str(folder / "gpt2/checkpoints/step-7")]
     jobs = {
@@ -81,6 +88,8 @@ def together(gpt2: Path, llama: Path, data: dict[str, Path], folder: Path) -> To
         "llama": line("llama", llama, recipe={"gradient_checkpointing": True}),
         "resumed": line("resumed", resume=half),
         "replicated": line("replicated", resume=half, recipe={"sharding": "none"}),
+        "split": split("split"),
+        "split-resumed": split("split-resumed", resume=[str(folder / "split/checkpoints/step-4")]),
         "bf16": line("bf16", recipe={**HALF, "mixed_precision_training": "bf16"}),
         "fp16": line("fp16", recipe=HALF),
         "cramped": line("cramped", recipe=HALF),
@@ -121,6 +130,17 @@ def test_parts_give_the_numbers_and_files_of_the_whole(
             }
     for key, tensor in load_file(parts.model / "model.safetensors").items():
         assert float((tensor - load_file(whole.model / "model.safetensors")[key]).abs().max()) < 1e-4, key
+
+
+def test_two_processes_of_4x4_are_one_of_32_and_resume_to_the_bit(
+    together: Together, train: Train, job: Job
+) -> None:
+    whole = train(**SPLIT, train_batch_size=32)
+    split, resumed = (together.run(name, job) for name in ("split", "split-resumed"))
+    assert split.prepared.recipe["sharding"] == "none"
+    assert split.losses == pytest.approx(whole.losses, rel=2e-5)
+    assert resumed.losses == split.losses[4:]
+    assert [run.finished.reason for run in (split, resumed)] == ["completed"] * 2
 
 
 def test_a_resume_in_parts_gives_the_same_bits(together: Together, job: Job) -> None:

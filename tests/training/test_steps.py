@@ -1,8 +1,5 @@
 """What a step means: not its split, not its layout, not the devices."""
 
-import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,17 +13,12 @@ from transformers import AutoModelForCausalLM
 from app.encoding import Encoder
 from app.recipe import Recipe
 from tests.training.conftest import Run, Train, sentences, write_rows
-from worker.training import events, model
+from worker.training import model
 from worker.training.batches import Layout, lay
 from worker.training.data import encode
 from worker.training.device import Device
-from worker.training.job import Job
 from worker.training.model import Model
 
-TORCHRUN = [
-    *[sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],
-    *["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "worker.training"],
-]
 CPU = Device(torch.device("cpu"), "fp32", None)
 
 
@@ -44,35 +36,6 @@ def test_losses_do_not_depend_on_the_split(
     assert [s.tokens for s in split.steps] == [s.tokens for s in whole.steps]
     # 100 examples at 32 a step: the fourth step has what is left, and counts what it has.
     assert whole.steps[3].tokens < 0.4 * whole.steps[2].tokens
-
-
-def test_two_processes_of_4x4_are_one_of_32(job: Job, whole: Run, tmp_path: Path) -> None:
-    recipe = {"learning_rate": 1e-3, "total_train_batch_size": 32, "train_batch_size": 4, "num_devices": 2}
-    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "max_steps": 8, "save_steps": 4}))
-    losses = []
-    for extra in ([], ["--resume", str(tmp_path / "two/checkpoints/step-4")]):
-        heard = subprocess.run(
-            [
-                *TORCHRUN,
-                str(tmp_path / "recipe.json"),
-                "--data",
-                str(job.data),
-                "--model",
-                str(job.model),
-                "--out",
-                str(tmp_path / "two"),
-                *extra,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-        assert heard.returncode == 0, heard.stderr[-3000:]
-        said = [events.parse(line) for line in heard.stdout.splitlines()]
-        losses.append([e.loss for e in said if isinstance(e, events.Step)])
-        assert isinstance(said[-1], events.Finished)
-    assert losses[0] == pytest.approx(whole.losses, rel=2e-5)
-    assert losses[1] == losses[0][4:]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
