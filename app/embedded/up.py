@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from pydantic import SecretStr
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app import auth, database
 from app.embedded import logs, sockets
@@ -39,7 +40,8 @@ Prepare = Callable[[Settings], None]
 def prepare(settings: Settings) -> None:
     """Bring the database to the newest schema, and make the first API key.
 
-    Raises EmbeddedError for an object store that cannot be used, or a file `key` that holds none.
+    Raises EmbeddedError for an object store or a database that cannot be used, or a file `key` that holds no
+    key.
     """
     try:
         open_store(settings).probe()
@@ -47,11 +49,16 @@ def prepare(settings: Settings) -> None:
         raise EmbeddedError(str(error)) from error
     except StoreAway:
         pass  # the API waits for it, and /readyz tells
-    database.migrate(settings)
     try:
+        database.migrate(settings)
         auth.ensure_first_key(settings)
     except auth.BadKeyFile as error:
         raise EmbeddedError(str(error)) from error
+    except ArgumentError as error:  # whose text may be the URL, and so a password
+        raise EmbeddedError("DATABASE_URL is no postgresql://user:password@host/database.") from error
+    except OperationalError as error:
+        why = str(error.orig).partition("\n")[0]
+        raise EmbeddedError(f"The database of DATABASE_URL cannot be used: {why}") from error
 
 
 def up(
@@ -60,7 +67,7 @@ def up(
     """Run until SIGINT, SIGTERM or SIGHUP. Raises EmbeddedError where something keeps it from running."""
     os.umask(0o077)
     check_loopback(settings.host)
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(settings.home)
     log_folder, record = settings.home / "logs", settings.home / "sockets"
     with only_one(settings.home), listening(settings) as listener:
         logs.rotate(log_folder)
@@ -88,6 +95,18 @@ def up(
             supervisor.stop()
             sockets.remove(record)
     say("Stopped.")
+
+
+def make_home(home: Path) -> None:
+    """Raises EmbeddedError where it cannot be made or written to."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / "lock").touch()
+    except OSError as error:
+        raise EmbeddedError(
+            f"The home folder {home} cannot be used ({error.strerror}): choose another with --home or"
+            " FINETUNED_HOME, or have it belong to you."
+        ) from error
 
 
 class Interrupts:

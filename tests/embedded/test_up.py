@@ -13,11 +13,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
 from app.embedded import sockets
+from app.embedded import up as whole
 from app.embedded.process import EmbeddedError
 from app.embedded.programs import ROOT, programs
-from app.embedded.up import announce, check_loopback
+from app.embedded.up import announce, check_loopback, prepare
 from app.settings import Settings
 
 START_LIMIT = 30.0
@@ -287,6 +289,26 @@ def test_the_real_programs_die_with_it_and_come_back(new_up: NewUp, home: Path) 
 def finetuned(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli", "up", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=START_LIMIT)
+
+
+@pytest.mark.parametrize("below", ["", "inner"])
+def test_a_home_that_cannot_be_is_one_sentence(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedError, match=r"home folder .*file.* cannot be used \(.*--home"):
+        whole.up(Settings(home=tmp_path / "file" / below, port=0), print)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("secret-word", "DATABASE_URL is no postgresql://"),
+        ("postgresql://me:secret-word@127.0.0.1:1/x", "cannot be used: .*port 1 failed"),
+    ],
+)
+def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path, url: str, told: str) -> None:
+    with pytest.raises(EmbeddedError, match=told) as refused:
+        prepare(Settings(home=tmp_path, database_url=SecretStr(url)))
+    assert "secret-word" not in str(refused.value)
 
 
 def test_a_port_in_use_is_one_sentence(home: Path) -> None:
