@@ -108,7 +108,8 @@ def _unknown(store: Store, part: Part, known: Known) -> Iterator[tuple[str, floa
             running, epoch = known.jobs[name]
             for attempt in store.names(key):
                 form = EPOCH.fullmatch(attempt)
-                if form is not None and (int(form[1]) < epoch or not running):
+                # Not what has been begun since the row was looked at.
+                if form is not None and int(form[1]) < epoch + (not running):
                     yield from _unknown_in(store, f"{key}/{attempt}", known)
 
 

@@ -148,7 +148,12 @@ async def test_what_a_fenced_off_attempt_left_goes_soon_and_checkpoints_with_a_r
     held = claims.Claim("ftjob-1", 3, 2, "w")
     await run(session, claims.release, held, "drained")
     put(store, "jobs/ftjob-1/e3/checkpoints/step-10/inner", 700)
+    (part,) = [part for part in litter.parts(store) if part.kind == "jobs"]
+    looked_at = await run(session, litter.known, part)
     assert await tidy(session, store) == ["jobs/ftjob-1/e3/checkpoints/step-20"]
+    # Claimed anew since a look, whose removal waited behind a large folder's for as long.
+    put(store, "jobs/ftjob-1/e4/checkpoints/step-20/inner", 700)
+    assert litter.remove(store, part, looked_at) == []
 
 
 async def test_a_checkpoint_saved_again_while_its_bytes_are_removed_keeps_its_key(
