@@ -97,8 +97,7 @@ def test_the_likeliest_of_best_of_candidates_are_given(client: OpenAI) -> None:
 
     def likelihood(choice: Any) -> float:
         values: Any = choice.logprobs.token_logprobs  # the SDK's type knows no null
-        written = len(values) + (choice.finish_reason == "stop")
-        return float(sum(values) / max(1, written))
+        return float(sum(values) / len(values)) if values else float("-inf")
 
     ranked = sorted(candidates, key=lambda choice: -likelihood(choice))
     best = client.completions.create(**options, best_of=6, n=2)

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from app.generator import Generation
 from tests.generation.tinymodel import make_tokenizer
+from worker.generation.answer import Answer
 from worker.generation.logprobs import in_lists
-from worker.generation.request import Scored
+from worker.generation.model import Model
+from worker.generation.request import Ended, Scored, Ticket, Written
 from worker.generation.stop import StopMatcher
 from worker.generation.transcript import Bounds, Transcript
 from worker.generation.vocabulary import Utf8, Vocabulary
@@ -179,3 +182,13 @@ def test_no_event_holds_what_some_readers_take_for_a_line_end(text: str) -> None
     from app.completion import data_event
 
     assert data_event({"text": text}).splitlines() == [data_event({"text": text})[:-2], ""]
+
+
+def test_a_candidate_that_ends_at_once_is_not_the_likeliest_for_that(model: Model) -> None:
+    asked = Generation(source="x", name="x", prompts=["rice"], best_of=2, max_tokens=4)
+    answer = Answer(asked, model)
+    ticket = Ticket(answer.asks[0], lambda _: None)
+    written = Written(1, Scored(5, logprob=-2.0))
+    assert not list(answer.hear(0, [Ended(0, "stop"), written, Ended(1, "stop")], ticket))
+    (best,) = answer.results()
+    assert best["text"] == model.vocabulary.piece(5).decode()

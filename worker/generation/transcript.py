@@ -38,13 +38,15 @@ class Transcript:
         self._text = ""  # shown, not yet taken
         self._tokens: deque[Placed] = deque()  # not yet taken
         self._logprob = 0.0
+        self._scored = 0  # tokens
         self.written = 0
         self.reason: Reason | None = None
 
     @property
     def likelihood(self) -> float:
-        """Mean log-probability of a token: what `best_of` ranks by."""
-        return self._logprob / max(1, self.written)
+        """Mean log-probability of a token, what `best_of` ranks by. An end token has none here: counted as
+        one that is certain, it would have whatever ends at once win."""
+        return self._logprob / self._scored if self._scored else float("-inf")
 
     def echo_text(self, text: str, tokens: Sequence[Scored]) -> None:
         """Begin with a prompt given as text, whose tokens, where asked for, lie within it."""
@@ -72,6 +74,7 @@ class Transcript:
         """Take the next token; whether the choice ends with it."""
         self.written += 1
         self._logprob += scored.logprob or 0.0
+        self._scored += 1
         if scored.token in self._ends:
             self.finish("stop")
             return True
