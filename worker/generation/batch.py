@@ -214,6 +214,10 @@ class Batch:
         adapters = [row.ticket.ask.adapter for row in self._writing]
         prompts = [torch.tensor(each.ticket.ask.prompt, device=device) for each in beside]
         outlook, states = self.model.step(tokens, self._timeline, adapters, prompts)
+        if all(row.plain for row in self._writing) and all(each.plain for each in beside):
+            _ = (
+                outlook.likeliest
+            )  # of all in one pass over the head, not first of the rows, then of the prompts
         for place, (reading, own) in enumerate(zip(beside, states, strict=True), rows):
             reading.states, reading.outlook = own, outlook.of([place])
             reading.done = len(reading.ticket.ask.prompt)
@@ -240,8 +244,8 @@ class Batch:
 
     def _drop(self, rows: Iterable[int]) -> None:
         for row in sorted(rows, reverse=True):
-            self._timeline.remove(row)
-            self._writing[row] = self._writing[-1]
+            for old, new in self._timeline.remove(row):
+                self._writing[new] = self._writing[old]
             self._writing.pop()
 
 

@@ -109,24 +109,26 @@ class Decoder:
         hidden = functional.embedding(torch.cat([tokens, *prompts]), self._tokens)
         hidden += functional.embedding(torch.cat(places), self._positions)
         width = hidden.shape[1]
-        mask = timeline.bias if rows else None
+        looks = timeline.looks() if rows else []
         for place, layer in enumerate(self._layers):
             normed = functional.layer_norm(hidden, (width,), *layer.norm_attention)
             query, key, value = layer.mix(normed).view(len(hidden), 3, self._heads, -1).unbind(1)
             seen = []
             if rows:
-                keys, values = timeline.layers[place].append(key[:rows], value[:rows])
-                look = functional.scaled_dot_product_attention(
-                    query[:rows].unsqueeze(2), keys, values, attn_mask=mask, scale=layer.scale
+                timeline.layers[place].append(key[:rows], value[:rows])
+            for look in looks:
+                keys, values = timeline.layers[place].seen(look.rows, look.columns)
+                heard = functional.scaled_dot_product_attention(
+                    query[look.rows].unsqueeze(2), keys, values, attn_mask=look.bias, scale=layer.scale
                 )
-                seen.append(look.view(rows, width))
+                seen.append(heard.view(-1, width))
             for span, own in zip(spans, states, strict=True):
                 asking, keys, values = (each[span].transpose(0, 1)[None] for each in (query, key, value))
                 own.append((keys, values))
-                look = functional.scaled_dot_product_attention(
+                heard = functional.scaled_dot_product_attention(
                     asking, keys, values, is_causal=True, scale=layer.scale
                 )
-                seen.append(look[0].transpose(0, 1).reshape(-1, width))
+                seen.append(heard[0].transpose(0, 1).reshape(-1, width))
             hidden += layer.out(torch.cat(seen) if len(seen) > 1 else seen[0])
             normed = functional.layer_norm(hidden, (width,), *layer.norm_feed)
             hidden += layer.narrow(layer.activate(layer.wide(normed)))

@@ -67,20 +67,27 @@ class Head(nn.Module):
 class Outlook:
     """What may come next in some rows; the logits are made only for who wants more than the likeliest."""
 
-    def __init__(self, values: torch.Tensor, head: Any = None) -> None:
-        """`values` are logits (rows, vocabulary size), or with a `head` the states (rows, width) before."""
-        self._values, self._head = values, head
+    def __init__(self, values: torch.Tensor, head: Any = None, known: Sequence[int] | None = None) -> None:
+        """`values` are logits (rows, vocabulary size), or with a `head` the states (rows, width) before;
+        `known` the likeliest tokens, where they were found."""
+        self._values, self._head, self._known = values, head, known
 
     @classmethod
     def joined(cls, parts: Sequence["Outlook"]) -> "Outlook":
         """Of one model, one behind the other."""
-        return cls(torch.cat([part._values for part in parts]), parts[0]._head)
+        known: list[int] | None = []
+        for part in parts:
+            known = None if known is None or part._known is None else [*known, *part._known]
+        return cls(torch.cat([part._values for part in parts]), parts[0]._head, known)
 
     def __len__(self) -> int:
         return len(self._values)
 
     def of(self, rows: Sequence[int]) -> "Outlook":
-        return self if len(rows) == len(self) else Outlook(self._values[list(rows)], self._head)
+        if len(rows) == len(self):
+            return self
+        known = None if self._known is None else [self._known[row] for row in rows]
+        return Outlook(self._values[list(rows)], self._head, known)
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -91,6 +98,9 @@ class Outlook:
         return logits.float()
 
     @property
-    def likeliest(self) -> list[int]:
-        """One token a row."""
-        return self._head.likeliest(self._values) if isinstance(self._head, Head) else likeliest(self.logits)
+    def likeliest(self) -> Sequence[int]:
+        """One token a row. Found once; parts that are taken afterwards know theirs."""
+        if self._known is None:
+            screened = isinstance(self._head, Head)
+            self._known = self._head.likeliest(self._values) if screened else likeliest(self.logits)
+        return self._known

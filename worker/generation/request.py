@@ -25,6 +25,11 @@ class Ask:
     prompt_logprobs: bool = False
     adapter: Adapter | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it takes the likeliest token and wants to know no more of it."""
+        return self.sampling.greedy and not self.sampling.adjusts and self.logprobs is None
+
 
 @dataclass(frozen=True)
 class Scored:

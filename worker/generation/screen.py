@@ -67,21 +67,27 @@ class Screen:
         exact = states * (self._steps / whole)
         near = exact.round()
         scores = self._multiply((near + self._middle).to(torch.uint8)).view(len(states), -1, BLOCK)
+        highest = scores.amax(2)
         every = torch.get_num_threads()
         torch.set_num_threads(1)  # what is left is small: that threads meet takes longer
         try:
-            return self._choose(states, exact, exact - near, scores)
+            return self._choose(states, exact, exact - near, scores, highest)
         finally:
             torch.set_num_threads(every)
 
     def _choose(
-        self, states: torch.Tensor, exact: torch.Tensor, lost: torch.Tensor, scores: torch.Tensor
+        self,
+        states: torch.Tensor,
+        exact: torch.Tensor,
+        lost: torch.Tensor,
+        scores: torch.Tensor,
+        highest: torch.Tensor,
     ) -> list[int] | None:
-        """From `scores` (rows, blocks, BLOCK) of states that have lost so much in rounding."""
+        """From `scores` (rows, blocks, BLOCK), the `highest` of each block, (rows, blocks), and what the
+        states have lost in rounding."""
         length = exact.norm(dim=1)[:, None] * (1 + SLACK)
         short = lost.norm(dim=1)[:, None] + SLACK * length
         # First by blocks: how high the best of each may be, and how high the best of all must be.
-        highest = scores.amax(2)
         bound = length * self._bound_lost + short * self._bound_norm
         least = (highest - bound).amax(1)
         rows, blocks = (highest + bound >= least[:, None]).nonzero(as_tuple=True)

@@ -27,6 +27,10 @@ class Reading:
     def finished(self) -> bool:
         return self.done == len(self.ticket.ask.prompt)
 
+    @property
+    def plain(self) -> bool:
+        return self.ticket.ask.plain
+
 
 class Writing:
     """One choice being written, one row of the timeline."""
@@ -44,9 +48,7 @@ class Writing:
 
     @property
     def plain(self) -> bool:
-        """Whether it takes the likeliest token and wants to know no more of it."""
-        how = self.ticket.ask.sampling
-        return how.greedy and not how.adjusts and self.ticket.ask.logprobs is None
+        return self.ticket.ask.plain
 
     def accept(self, token: int, scored: Scored, ends: frozenset[int]) -> bool:
         """Take the next token; whether more are to come."""
