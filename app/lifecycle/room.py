@@ -1,5 +1,7 @@
 """How many jobs of one API key may run at a time: those beyond it wait, and keep nobody else waiting."""
 
+from functools import cache
+
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
@@ -24,6 +26,7 @@ def has_room(session: Session, job_id: str) -> bool:
     return limit is None or (session.scalar(running) or 0) < limit
 
 
+@cache  # the dispatcher asks every second, and an alias is dear to make
 def held_back() -> ColumnElement[bool]:
     """Whether a job's key has as many running as it may: the job waits, and nobody is told of it."""
     other = aliased(Job)

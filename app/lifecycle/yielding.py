@@ -8,8 +8,9 @@ made to spend his time on saving and loading.
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import Update, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.lifecycle.history import note
@@ -110,8 +111,11 @@ def ask(session: Session, job_id: str, for_job: str, priority: int) -> bool:
 
 def withdraw(session: Session) -> None:
     """Running jobs whose place nobody needs any more may stay, if their worker has not read the wish yet."""
+    session.execute(_withdraw())
+
+
+@cache  # asked every second
+def _withdraw() -> Update:
     waiting = aliased(Job)
     still = exists().where(waiting.id == Job.yield_to, waiting.status == "queued")
-    session.execute(
-        update(Job).where(Job.status == "running", Job.yield_to.is_not(None), ~still).values(yield_to=None)
-    )
+    return update(Job).where(Job.status == "running", Job.yield_to.is_not(None), ~still).values(yield_to=None)

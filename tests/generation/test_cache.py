@@ -30,7 +30,7 @@ def seen_by(row: int, timeline: Timeline, looks: list[Look]) -> list[tuple[torch
 
 
 def area(look: Look) -> int:
-    return (look.rows.stop - look.rows.start) * (look.columns.stop - look.columns.start)
+    return int(look.rows.stop - look.rows.start) * int(look.columns.stop - look.columns.start)
 
 
 def test_every_row_sees_its_own_columns_whoever_comes_and_goes() -> None:
@@ -57,8 +57,8 @@ def test_every_row_sees_its_own_columns_whoever_comes_and_goes() -> None:
         timeline.begin(torch.device("cpu"))
         looks = timeline.looks()
         for place, layer in enumerate(timeline.layers):
-            new = [1000.0 * name + lengths[name] + place / 8 for name in rows]
-            fresh = torch.tensor(new)[:, None, None].expand(-1, HEADS, SIZE)
+            numbers = [1000.0 * name + lengths[name] + place / 8 for name in rows]
+            fresh = torch.tensor(numbers)[:, None, None].expand(-1, HEADS, SIZE)
             layer.append(fresh, -fresh)
         for row, name in enumerate(rows):
             for (keys, values), (wanted, _) in zip(
@@ -73,18 +73,26 @@ def test_every_row_sees_its_own_columns_whoever_comes_and_goes() -> None:
     assert read < whole
 
 
-def test_long_rows_are_read_together_and_short_ones_by_themselves() -> None:
-    """Also after rows have gone: one long answer does not make everybody's attention long."""
+def test_long_rows_are_read_together_however_long_rows_have_come_and_gone() -> None:
+    """Each answer ends at a length of its own and another begins; the order must not wear off."""
+    chance = random.Random(6)
     timeline = Timeline()
-    for name, length in enumerate([100] * 4 + [50] * 4 + [10] * 8):
-        timeline.insert(states(name, length), length)
-    for gone in (1, 5, 9):  # of each kind one
-        timeline.remove(gone)
-        timeline.insert(states(99, 3), 3)
-    timeline.begin(torch.device("cpu"))
-    widths = [look.columns.stop - look.columns.start - 1 for look in timeline.looks()]
-    assert widths == [100, 50, 10]
-    assert [look.rows for look in timeline.looks()][-1].stop == timeline.rows
+    ends: list[int] = []
+    read = whole = 0
+    for turn in range(600):
+        for row in sorted((r for r, end in enumerate(ends) if timeline.lengths[r] >= end), reverse=True):
+            for old, new in timeline.remove(row):
+                ends[new] = ends[old]
+            ends.pop()
+        for _ in range(min(2, 32 - len(ends))):
+            timeline.insert(states(0, 4), 4)
+            ends.append(chance.randint(16, 96))
+        timeline.begin(torch.device("cpu"))
+        if turn > 100:
+            read += sum(area(look) for look in timeline.looks())
+            whole += timeline.rows * (timeline.width + 1)
+        timeline.advance()
+    assert 0.5 < read / whole < 0.75
 
 
 def test_rows_of_about_one_length_are_one_look() -> None:

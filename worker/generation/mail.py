@@ -17,6 +17,7 @@ class Mail(Generic[T]):
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
+        self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._idle = False
         self._ended = False
@@ -38,27 +39,39 @@ class Mail(Generic[T]):
         self._ended = True
         self.wake()
 
-    async def take(self, pause: float = 0) -> list[T]:
+    async def take(self, pause: float = 0, patience: float | None = None) -> list[T]:
         """Everything that has come, at least one item; nothing once it has ended.
 
-        Lets up to `pause` seconds pass first, so that more comes together; being woken ends them.
+        Lets up to `pause` seconds pass first, so that more comes together; being woken ends them. Raises
+        TimeoutError where nothing comes for `patience` seconds.
         """
         if pause > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._arrived.wait()
+            await self._sleep(pause)
+        until = None if patience is None else self._loop.time() + patience
         while True:
             self._arrived.clear()
             # First say so, then look: whoever adds first adds, then looks whether it was said.
             self._idle = True
             if self._items or self._ended:
                 break
-            await self._arrived.wait()
+            left = None if until is None else until - self._loop.time()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            await self._sleep(left)
         self._idle = False
         items = [self._items.popleft() for _ in range(len(self._items))]
         if self._ended:
             self._arrived.set()
         return items
+
+    async def _sleep(self, most: float | None) -> None:
+        """Until woken, or for so many seconds. A timer that wakes is a third of `asyncio.timeout`."""
+        timer = None if most is None else self._loop.call_later(most, self._arrived.set)
+        try:
+            await self._arrived.wait()
+        finally:
+            if timer:
+                timer.cancel()
 
 
 class Post:
