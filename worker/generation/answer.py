@@ -49,14 +49,14 @@ class Answer:
         changed: dict[int, None] = {}
         for event in events:
             match event:
+                case Written(choice, scored):
+                    if self._write(place, choice, scored, ticket):
+                        changed[choice] = None
                 case Failed(message):
                     raise ServiceError(message, code="generation_failed")
                 case PromptScored(tokens):
                     self._echo(place, tokens)
                     changed.update(dict.fromkeys(range(self._request.best_of)))
-                case Written(choice, scored):
-                    if self._write(place, choice, scored, ticket):
-                        changed[choice] = None
                 case Ended(choice, reason):
                     if self._end(place, choice, reason):
                         changed[choice] = None

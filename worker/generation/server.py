@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app.errors import InvalidRequest, ServiceError, TooMany
 from app.generator import HEARTBEAT, Generation
@@ -33,7 +34,51 @@ PAUSE = 0.05  # seconds between two pieces of one answer
 PIECES = 80
 LONGEST_PAUSE = 0.4
 
-Put = Callable[[Mapping[str, Any]], None]
+Say = Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
+
+
+class Reply(Response):
+    """The lines of one answer, sent by the task that makes them: one that would only pass them on costs as
+    much again, and all of it while the engine waits for the interpreter's lock."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, work: Callable[[Say], Awaitable[None]]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._work = work
+        self._said = 0  # how often
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def say(lines: Sequence[Mapping[str, Any]]) -> None:
+            self._said += 1
+            body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        work = asyncio.ensure_future(self._work(say))
+        gone = asyncio.create_task(_leave(receive))
+        try:
+            done: set[asyncio.Future[Any]] = set()
+            while not done:
+                before = self._said
+                done, _ = await asyncio.wait(
+                    {work, gone}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and self._said == before:
+                    await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+        finally:
+            # Also when the client has gone: whatever was being written for it ends with the next step.
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _leave(receive: Receive) -> None:
+    """Until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Server:
@@ -54,65 +99,50 @@ class Server:
 
     async def generate(self, request: Request) -> Response:
         """Always 200: the first line may be an error. So signs of life go out while a model loads."""
-        return StreamingResponse(self._lines(await request.body()), media_type="application/x-ndjson")
+        body = await request.body()
+        return Reply(lambda say: self._work(body, say))
 
     def close(self) -> None:
         self._engine.close()
         self._models.close()
 
-    async def _lines(self, body: bytes) -> AsyncIterator[bytes]:
-        lines: Mail[Mapping[str, Any]] = Mail()
-        work = asyncio.create_task(self._work(body, lines.put))
-        work.add_done_callback(lambda _: lines.end())
-        try:
-            while True:
-                try:
-                    ready = await lines.take(patience=HEARTBEAT)
-                except TimeoutError:
-                    yield b"\n"
-                    continue
-                if not ready:
-                    return
-                yield "".join(json.dumps(line) + "\n" for line in ready).encode()
-        finally:
-            # Also when the client has gone: whatever was being written for it ends with the next step.
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-
-    async def _work(self, body: bytes, put: Put) -> None:
+    async def _work(self, body: bytes, say: Say) -> None:
         self._answering += 1
         try:
             if self._answering > self._queue:
                 raise TooMany(f"{self._queue} completions are waiting or running; try again in a moment.")
-            await self._answer(_parse(body), put)
+            last = await self._answer(_parse(body), say)
         except ServiceError as error:
-            put({"status": error.status, **error.body()})
+            last = [{"status": error.status, **error.body()}]
         except Exception:
             log.exception("a request failed")
             refusal = ServiceError("The generator failed at this request.", code="internal_error")
-            put({"status": refusal.status, **refusal.body()})
+            last = [{"status": refusal.status, **refusal.body()}]
         finally:
             self._answering -= 1
+        await say(last)  # a reader who is slow to take it holds nobody's place
 
-    async def _answer(self, request: Generation, put: Put) -> None:
+    async def _answer(self, request: Generation, say: Say) -> list[Mapping[str, Any]]:
+        """Says all but the last pieces, which are returned with the usage."""
         async with self._models.borrow(request.source, request.name, request.base, request.seal) as model:
             answer = await asyncio.to_thread(Answer, request, model)  # a long prompt takes a while to encode
             heard: Mail[tuple[int, Sequence[Event]]] = Mail()
             tickets = self._engine.submit(model, answer.asks, self._post.sinks(heard))
             try:
                 pause = 0.0
-                while not answer.done:
+                while True:
+                    pieces: list[Mapping[str, Any]] = []
                     for place, events in joined(await heard.take(pause)):
-                        for piece in answer.hear(place, events, tickets[place]):
-                            put(piece)
+                        pieces += answer.hear(place, events, tickets[place])
+                    if answer.done:
+                        return [*pieces, *answer.results(), {"usage": answer.usage}]
+                    if pieces:
+                        await say(pieces)
                     # The first piece goes out at once.
                     pause = min(LONGEST_PAUSE, max(PAUSE, self._answering / PIECES))
             finally:
                 for ticket in tickets:
                     ticket.cancel()
-            for piece in answer.results():
-                put(piece)
-            put({"usage": answer.usage})
 
 
 def joined(mail: Sequence[tuple[int, Sequence[Event]]]) -> list[tuple[int, Sequence[Event]]]:

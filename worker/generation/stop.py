@@ -19,6 +19,8 @@ class StopMatcher:
         """The text that may be shown now; nothing more comes after a hit."""
         if self.hit:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
