@@ -2,11 +2,19 @@
 
 import random
 
+import pytest
 import torch
 
+from worker.generation import cache
 from worker.generation.cache import Look, States, Timeline
 
 LAYERS, HEADS, SIZE = 2, 2, 3
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys so small that no stretch would be worth an operation."""
+    monkeypatch.setattr(cache, "WORTH", 10 * 2 * HEADS * SIZE * 4)
 
 
 def states(name: int, length: int) -> States:

@@ -1,4 +1,4 @@
-"""The lines of an answer on their way out, over the bare ASGI interface: what matters is when they are sent."""
+"""The lines of an answer on their way out, over the bare ASGI interface: what matters is when."""
 
 import asyncio
 

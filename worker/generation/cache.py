@@ -26,8 +26,9 @@ SPARE_COLUMNS = 64
 # fast, has one.
 STRETCHES = 4
 ROWS = 4
-# A stretch is read with the one before where that is at most so much wider.
-ALIKE = 9 / 8
+# A stretch is read with the one before where that reads fewer bytes more than these in a layer: an operation
+# of its own takes as long.
+WORTH = 400_000
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,12 @@ class Timeline(Cache):
 
     def looks(self) -> list[Look]:
         """What the rows see in this step, by stretches."""
-        bias = self._bias()
+        bias, keys = self._bias(), self.layers[0].keys
+        cell = 2 * keys.shape[1] * keys.shape[3] * keys.element_size()
         found: list[tuple[slice, int]] = []
         for rows in self._stretches():
             width = max(self.lengths[rows])
-            if found and width <= found[-1][1] <= ALIKE * width:
+            if found and 0 <= (found[-1][1] - width) * (rows.stop - rows.start) * cell < WORTH:
                 rows, width = slice(found[-1][0].start, rows.stop), found.pop()[1]
             found.append((rows, width))
         return [
