@@ -67,39 +67,36 @@ class WholeCompletion(_Awaited):
 
 
 class StreamedCompletion(_Awaited):
-    """Chunks of partial text; the first is awaited, so that refusals are plain 4xx."""
+    """Chunks of partial text. The first line of the generator is awaited, so that refusals are plain 4xx, but
+    no longer than it is silent: while a model loads, the client hears that somebody is there."""
 
     def __init__(self, chunks: Chunks, lines: Lines, include_usage: bool) -> None:
         super().__init__(chunks, lines)
         self._include_usage = include_usage
 
     async def respond(self) -> Response:
-        first = None
-        while first is None:
-            first = await anext(self.lines)
         return StreamingResponse(
-            self._events(first),
+            self._events(await anext(self.lines)),
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
 
-    async def _events(self, first: Piece | Usage) -> AsyncIterator[str]:
-        for choice in self.chunks.opening():
-            yield self._event(choice)
-        for event in self._events_of(first):
-            yield event
+    async def _events(self, first: Piece | Usage | None) -> AsyncIterator[str]:
+        opening = map(self._event, self.chunks.opening())
+        line = first
         try:
-            async for line in self.lines:
+            while True:
                 if line is None:
-                    # A comment, so that the SDK's 600 s of silence never pass.
+                    # A comment: a client's, or a proxy's, patience with silence never ends.
                     yield ": waiting\n\n"
                 else:
-                    for event in self._events_of(line):
+                    for event in (*opening, *self._events_of(line)):
                         yield event
+                line = await anext(self.lines)
+        except StopAsyncIteration:
+            yield "data: [DONE]\n\n"
         except ServiceError as error:
-            yield data_event(error.body())
-            return  # without [DONE]: this is not a complete answer
-        yield "data: [DONE]\n\n"
+            yield data_event(error.body())  # without [DONE]: this is not a complete answer
 
     def _events_of(self, line: Piece | Usage) -> Iterator[str]:
         if "choice" in line:

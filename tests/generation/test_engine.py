@@ -268,6 +268,17 @@ def test_a_step_that_fails_is_told_to_its_own_asks_alone(
     assert again.reasons
 
 
+def test_a_temperature_next_to_nothing_is_none_and_fails_nobody(engine: Stepper, model: Model) -> None:
+    """Divided by it, logits are no numbers, and whoever is in the same step would hear of it."""
+    coldest = Sampling(temperature=1e-40)
+    drawn = Ask((1, 2, 3), 30, sampling=Sampling(seed=1))
+    cold, greedy, other = answers(
+        engine, model, Ask((1,), 5, sampling=coldest), Ask((1,), 5, sampling=GREEDY), drawn
+    )
+    assert cold.tokens() == greedy.tokens()
+    assert other.tokens() == answers(engine, model, drawn)[0].tokens()
+
+
 def test_closing_tells_those_who_wait(model: Model) -> None:
     engine = Stepper()
     listener = start(engine, model, [Ask((1,), 127, sampling=Sampling(bias={0: -100})) for _ in range(3)])

@@ -1,15 +1,22 @@
 """The lines of an answer on their way out, over the bare ASGI interface: what matters is when."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 
 import pytest
+from starlette.responses import Response
 from starlette.types import Message
 
+from app.catalogue import Source
+from app.chunks import TextChunks
+from app.completion import StreamedCompletion
+from app.generator import Piece, Usage
 from worker.generation import server
 from worker.generation.server import Reply, Say
 
 
-async def listen(reply: Reply, leave: asyncio.Event) -> list[bytes]:
+async def listen(reply: Response, leave: asyncio.Event) -> list[bytes]:
     """The bodies that it sends to a client who stays until `leave`."""
     bodies: list[bytes] = []
 
@@ -56,3 +63,35 @@ async def test_whoever_leaves_stops_the_work() -> None:
 
     await listen(Reply(never_done), leave)
     assert ended.is_set()
+
+
+async def test_a_stream_begins_with_the_first_sign_of_life() -> None:
+    """While a model loads: a client who is patient with ten seconds of silence hears of it before."""
+    loaded = asyncio.Event()
+    piece: Piece = {"choice": 0, "text": "soup", "logprobs": None, "finish_reason": "stop"}
+
+    async def lines() -> AsyncGenerator[Piece | Usage | None]:
+        yield None
+        await loaded.wait()
+        yield piece
+        yield {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+
+    source = Source("m", "folder:m", "m", "local", datetime.now(UTC))
+    bodies: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        bodies.append(message.get("body", b""))
+        if bodies[-1] == b": waiting\n\n":
+            loaded.set()
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    stream = StreamedCompletion(TextChunks(source), lines(), include_usage=False)
+    async with asyncio.timeout(20):
+        await stream({"type": "http"}, receive, send)
+    said = [each for each in bodies if each]
+    assert said[0] == b": waiting\n\n"
+    assert b'"soup"' in said[1]
+    assert said[2:] == [b"data: [DONE]\n\n"]

@@ -41,7 +41,8 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        # Logits over less than a millionth are beyond float32: a draw from them would fail the whole batch.
+        return self.temperature < 1e-6 or self.top_k == 1
 
     @property
     def narrows(self) -> bool:
