@@ -111,6 +111,13 @@ class Course:
             old, new = self.steps[:-POINTS], self.steps[-POINTS:]
             self.steps = [r for at, r in enumerate(old) if at % 2 == 0 or "valid_loss" in r] + new
 
+    def add_evaluation(self, step: int, loss: float | None) -> None:
+        """Of a step that was heard of before it was evaluated: the stream does not send it again."""
+        for row in reversed(self.steps):
+            if row["step"] == step:
+                row["valid_loss"] = loss
+                return
+
     @property
     def step(self) -> int:
         return max(self.job["progress"]["step"] or 0, self.steps[-1]["step"] if self.steps else 0)
@@ -180,9 +187,12 @@ def _take(course: Course, body: "JsonObject | None", tell: "_Tell") -> None:
         tell.step()
         course.ask()
     elif kind == "fine_tuning.job.event":
+        data = body.get("data") or {}
         if body["type"] != "metrics":
             tell.event(body)
             course.ask(at_once=True)
+        elif data.get("code") == "evaluated":
+            course.add_evaluation(data["step"], data["loss"])
     elif kind == "fine_tuning.job":
         course.job = body
 

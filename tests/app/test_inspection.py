@@ -157,7 +157,7 @@ def test_a_template_that_never_ends_is_ended(folder: Path, tmp_path: Path) -> No
     rows.write_bytes(jsonl([{"messages": [ASK, SAY]}]))
     asked = {"path": str(rows), "format": "jsonl", "columns": None, "folder": str(model)}
     with pytest.raises(InvalidRequest) as refused:
-        ask_and_wait("preview", 2, **asked, recipe=Recipe().model_dump(mode="json"), offset=0, limit=1)
+        ask_and_wait("preview", 20, **asked, recipe=Recipe().model_dump(mode="json"), offset=0, limit=1)
     assert refused.value.code == "invalid_file"
     assert "template" in str(refused.value)
 

@@ -38,8 +38,8 @@ def test_a_job_is_drawn_as_it_goes_and_its_end_is_the_exit_code(
     assert "loss 0.2500" in screen.text
     assert "9 tokens/s" in screen.text
     reporter.steps(5, 6)
-    reporter.evaluate(6)
     screen.wait_for("6/10")
+    reporter.evaluate(6)  # of a step that is on the screen already
     screen.wait_for("validation 0.5000")
     reporter.steps(7, 8, 9, 10)
     reporter.save(10)
