@@ -93,7 +93,8 @@ class Crowd:
 
     async def run(self) -> None:
         """Until all are sent and as many are trained as should be, or time is over."""
-        self._until = time.monotonic() + self._size.minutes * 60 * 0.75
+        # What is left is for the comparison and the audit, which take a minute and a half at full size.
+        self._until = time.monotonic() + self._size.minutes * 60 * 0.85
         self._done = asyncio.Event()
         numbers = iter(range(self._size.jobs))
         async with asyncio.TaskGroup() as tasks:
