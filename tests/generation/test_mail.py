@@ -97,13 +97,3 @@ async def test_an_end_is_heard_after_all_that_came_before() -> None:
     assert await mail.take(pause=LONG) == [1]
     assert await mail.take() == []
     assert await mail.take() == []
-
-
-async def test_patience_ends_where_nothing_comes_and_loses_nothing_that_does() -> None:
-    mail: Mail[int] = Mail()
-    with pytest.raises(TimeoutError):
-        await mail.take(patience=0.01)
-    asyncio.get_running_loop().call_later(0.01, mail.put, 1)
-    assert await mail.take(patience=LONG) == [1]
-    mail.put(2)
-    assert await mail.take(patience=0) == [2], "what is there is taken, however late it is"

@@ -215,9 +215,8 @@ class Batch:
         prompts = [torch.tensor(each.ticket.ask.prompt, device=device) for each in beside]
         outlook, states = self.model.step(tokens, self._timeline, adapters, prompts)
         if all(row.plain for row in self._writing) and all(each.plain for each in beside):
-            _ = (
-                outlook.likeliest
-            )  # of all in one pass over the head, not first of the rows, then of the prompts
+            # Of all in one pass over the head, not first of the rows and then of the prompts.
+            _ = outlook.likeliest
         for place, (reading, own) in enumerate(zip(beside, states, strict=True), rows):
             reading.states, reading.outlook = own, outlook.of([place])
             reading.done = len(reading.ticket.ask.prompt)

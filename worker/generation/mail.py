@@ -39,39 +39,33 @@ class Mail(Generic[T]):
         self._ended = True
         self.wake()
 
-    async def take(self, pause: float = 0, patience: float | None = None) -> list[T]:
+    async def take(self, pause: float = 0) -> list[T]:
         """Everything that has come, at least one item; nothing once it has ended.
 
-        Lets up to `pause` seconds pass first, so that more comes together; being woken ends them. Raises
-        TimeoutError where nothing comes for `patience` seconds.
+        Lets up to `pause` seconds pass first, so that more comes together; being woken ends them.
         """
         if pause > 0:
             await self._sleep(pause)
-        until = None if patience is None else self._loop.time() + patience
         while True:
             self._arrived.clear()
             # First say so, then look: whoever adds first adds, then looks whether it was said.
             self._idle = True
             if self._items or self._ended:
                 break
-            left = None if until is None else until - self._loop.time()
-            if left is not None and left <= 0:
-                raise TimeoutError
-            await self._sleep(left)
+            await self._arrived.wait()
         self._idle = False
         items = [self._items.popleft() for _ in range(len(self._items))]
         if self._ended:
             self._arrived.set()
         return items
 
-    async def _sleep(self, most: float | None) -> None:
+    async def _sleep(self, most: float) -> None:
         """Until woken, or for so many seconds. A timer that wakes is a third of `asyncio.timeout`."""
-        timer = None if most is None else self._loop.call_later(most, self._arrived.set)
+        timer = self._loop.call_later(most, self._arrived.set)
         try:
             await self._arrived.wait()
         finally:
-            if timer:
-                timer.cancel()
+            timer.cancel()
 
 
 class Post:
