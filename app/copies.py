@@ -6,6 +6,7 @@ name only when it is whole: killed in the middle, a process leaves a folder that
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -157,6 +158,11 @@ def _remove(path: Path) -> None:
             if inner.name != LOCK:
                 _remove(inner)
         (path / LOCK).unlink(missing_ok=True)
-        path.rmdir()
+        try:
+            path.rmdir()
+        except OSError as error:
+            # The next one has put its lock here, or has removed even that: no longer ours.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
     else:
         path.unlink()

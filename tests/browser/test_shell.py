@@ -75,6 +75,14 @@ def test_every_page_opens(page: Page) -> None:
     page.get_by_role("alert").get_by_text("no such page").wait_for()
 
 
+def test_a_page_that_is_left_does_not_call_the_reader_back(page: Page) -> None:
+    """Pages write their state into the address; that of a page chosen a moment ago outlives it."""
+    page.locator("main .filters button").first.wait_for()
+    page.evaluate("location.hash = '#/files'; document.querySelector('main .filters button').click()")
+    page.locator("#nav a[aria-current=page][href='#/files']").wait_for()
+    page.get_by_role("heading", name="Files", exact=True).wait_for()
+
+
 def test_the_theme_is_chosen_and_stays(new_page: NewPage) -> None:
     page = new_page()
     ground = "getComputedStyle(document.documentElement).backgroundColor"

@@ -124,6 +124,25 @@ def test_a_key_is_forgotten_with_all_below_it_and_no_other(tmp_path: Path) -> No
     assert kept(tmp_path) == ["ab", "jobs"]
 
 
+@pytest.mark.parametrize("next_one", [lambda lock: lock.touch(), lambda lock: lock.parent.rmdir()])
+def test_the_next_one_may_come_just_before_the_folder_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: Callable[[Path], None]
+) -> None:
+    copies = Copies(tmp_path, 1)
+    with copies.hold("files/a", filler(b"x")):
+        pass
+
+    def come(path: Path) -> None:
+        monkeypatch.undo()
+        next_one(path / LOCK)
+        path.rmdir()
+
+    monkeypatch.setattr(Path, "rmdir", come)
+    copies.forget("files/a")
+    with copies.hold("files/a", filler(b"y")) as path:
+        assert path.read_bytes() == b"y"
+
+
 def test_readers_and_removers_at_once_never_see_half(tmp_path: Path) -> None:
     copies, data, ended, wrong = Copies(tmp_path, 1), b"x" * 100_000, threading.Event(), list[bytes]()
 

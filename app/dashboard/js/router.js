@@ -45,8 +45,10 @@ export function link(path, query = {}) {
   return `#/${path}${given.length ? `?${new URLSearchParams(given)}` : ''}`;
 }
 
-// Keep a page's own state in the address, without showing the page anew.
+// Keep a page's own state in the address, without showing the page anew. Not once the reader has chosen another page: its
+// hashchange comes a moment after the address has changed, and would find this page's there again.
 export function keep(path, query) {
+  if (location.hash.replace(/^#\/?/, '').split('?')[0] !== path) return;
   history.replaceState(null, '', link(path, query));
 }
 
