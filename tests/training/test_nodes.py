@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.conftest import Train, sentences, write_rows
+from tests.training.conftest import EXACT, Train, sentences, write_rows
 from worker.training import events, manifest
 
 RECIPE: dict[str, Any] = {
@@ -21,6 +21,7 @@ RECIPE: dict[str, Any] = {
     "train_batch_size": 3,
     "max_steps": 4,
     "save_steps": 2,
+    **EXACT,
 }
 
 

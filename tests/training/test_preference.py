@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.encoding import Encoded, EncodingError
-from tests.training.conftest import END, Run, Train, maths, sentences, write_rows
+from tests.training.conftest import END, EXACT, Run, Train, maths, sentences, write_rows
 from worker.training import events
 from worker.training.batches import order
 from worker.training.failure import Stopped
@@ -191,7 +191,9 @@ def test_two_processes_take_the_steps_of_one(train: Train, files: dict[str, Path
     }
     alone = train(**files, **asked)
     said = {name: value for name, value in asked.items() if name != "method"}
-    (tmp_path / "recipe.json").write_text(json.dumps({**said, "train_batch_size": 3, "num_devices": 2}))
+    (tmp_path / "recipe.json").write_text(
+        json.dumps({**said, **EXACT, "train_batch_size": 3, "num_devices": 2})
+    )
     command = [*TORCHRUN, str(tmp_path / "recipe.json"), "--method", "dpo", "--data", str(files["data"])]
     command += ["--validation", str(files["validation"]), "--model", str(alone.job.model)]
     heard = subprocess.run(

@@ -109,15 +109,14 @@ def test_a_warm_child_takes_its_job_from_stdin_and_starts_at_once(
     job: Job, waiting: list[subprocess.Popen[str]]
 ) -> None:
     process = warm(waiting)
-    began = time.monotonic()
+    loaded = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "libtorch" in loaded, "to load that is what takes seconds"
     tell(process, job, RECIPE)
     while not isinstance(event := events.parse(heard(process)), Step):
         assert not isinstance(event, Failed), event
-    # Under a second on an idle machine; here others may be running.
-    assert time.monotonic() - began < 10
     while not isinstance(event, Finished):
         event = events.parse(heard(process))
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def test_sigterm_saves_exits_75_and_the_resume_finishes_the_same(
@@ -130,7 +129,7 @@ def test_sigterm_saves_exits_75_and_the_resume_finishes_the_same(
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     rest = [events.parse(line) for line in process.stdout]
-    assert process.wait(30) == 75
+    assert process.wait(60) == 75
     saved = rest[-1]
     assert isinstance(saved, Saved)
     assert manifest.verify(Path(saved.path)) == saved.manifest_sha256
@@ -143,11 +142,11 @@ def test_an_idle_warm_child_leaves_on_sigterm_and_at_the_end_of_stdin(
 ) -> None:
     process = warm(waiting, sys.executable, "-c", IDLE)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 75
+    assert process.wait(60) == 75
     other = warm(waiting, sys.executable, "-c", IDLE)
     assert other.stdin is not None
     other.stdin.close()
-    assert other.wait(10) == 0
+    assert other.wait(60) == 0
 
 
 def test_no_trainer_outlives_its_parent(tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_no_trainer_outlives_its_parent(tmp_path: Path) -> None:
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 50
     while Path(f"/proc/{child}").exists() and state(child) != "Z" and time.monotonic() < deadline:
         time.sleep(0.05)
     alive = Path(f"/proc/{child}").exists() and state(child) != "Z"

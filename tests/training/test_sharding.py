@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.recipe import Recipe, RecipeError
-from tests.training.conftest import Run, Train, maths, sentences, write_rows
+from tests.training.conftest import EXACT, Run, Train, maths, sentences, write_rows
 from worker.training import events, manifest, placement
 from worker.training.device import Device
 from worker.training.job import Job
@@ -73,12 +73,12 @@ def data(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def together(gpt2: Path, llama: Path, data: dict[str, Path], texts: Path, folder: Path) -> Together:
     def line(name: str, model: Path = gpt2, **said: Any) -> dict[str, Any]:
-        recipe = {**RECIPE, **SHARED, **said.pop("recipe", {})}
+        recipe = {**RECIPE, **SHARED, **EXACT, **said.pop("recipe", {})}
         places = {"model": str(model), **{key: str(path) for key, path in data.items()}}
         return {**places, "recipe": recipe, "out": str(folder / name), "cache": str(folder / "cache"), **said}
 
     def split(name: str, **said: Any) -> dict[str, Any]:
-        recipe = {**SPLIT, "train_batch_size": 4, "num_devices": 2}
+        recipe = {**SPLIT, **EXACT, "train_batch_size": 4, "num_devices": 2}
         made = line(name, data=str(texts), **said) | {"recipe": recipe}
         return {key: value for key, value in made.items() if key != "validation"}
 
