@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PHONE, NewPage, check_accessible, check_fits, upload
 from tests.embedded.test_up import command, descendants
@@ -278,6 +278,29 @@ def test_a_checkpoint_is_kept_and_shared(new_page: NewPage, stack: Stack, done: 
     assert permission["project_id"] == "research"
     box.get_by_title("Take it back from research").click()
     box.get_by_text("Nobody but you").wait_for()
+
+
+def test_an_answer_that_was_overtaken_is_not_drawn(page: Page, done: str) -> None:
+    """A list that was asked for before a click may come after the one that was asked for because of it."""
+    held: list[Route] = []
+
+    def answer(route: Route) -> None:
+        held.append(route)
+        if len(held) == 2:
+            route.fulfill(response=route.fetch())
+            held[0].fulfill(json={"data": []})
+
+    page.route("**/checkpoints?*", answer)
+    drawn = page.evaluate(
+        """async (id) => {
+            const { makeCheckpoints } = await import('/dashboard/js/job/checkpoints.js');
+            const made = makeCheckpoints(id, new AbortController().signal);
+            await Promise.all([made.load(), made.load()]);
+            return made.element.textContent;
+        }""",
+        done,
+    )
+    assert "ckpt-step-8" in drawn
 
 
 def test_a_job_from_a_checkpoint_is_retried_and_duplicated(

@@ -99,6 +99,16 @@ export function soon(work, milliseconds, signal) {
   };
 }
 
+// A function that has `take` given the answer to `ask`, unless it was asked again meanwhile: answers overtake one another.
+export function newest(ask, take) {
+  let asked = 0;
+  return async () => {
+    const mine = ++asked;
+    const answer = await ask();
+    if (mine === asked) take(answer);
+  };
+}
+
 // Call `look` now and every `milliseconds` after it ended, at once when the page is seen again and not while nobody sees it.
 // Errors are `onError`'s.
 export async function poll(look, milliseconds, signal, onError = () => {}) {

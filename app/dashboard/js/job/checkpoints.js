@@ -7,6 +7,7 @@ import { bytes, DASH, number, time, whole } from '../format.js';
 import { act, button, buttonLink, emptyState, table } from '../parts.js';
 import { openPermissions } from '../permissions.js';
 import { link } from '../router.js';
+import { newest } from '../stream.js';
 import { jobPath } from '../wishes.js';
 
 // {element, load()}
@@ -45,9 +46,7 @@ export function makeCheckpoints(jobId, signal) {
     return pin;
   }
 
-  async function load() {
-    draw((await api.get(`${jobPath(jobId)}/checkpoints`, { query: { limit: 100 }, signal })).data);
-  }
+  const load = newest(() => api.get(`${jobPath(jobId)}/checkpoints`, { query: { limit: 100 }, signal }), ({ data }) => draw(data));
 
   return { element, load };
 }

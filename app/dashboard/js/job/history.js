@@ -4,6 +4,7 @@ import { api } from '../api.js';
 import { h, show as fill } from '../dom.js';
 import { compact, DASH, duration, time, whole } from '../format.js';
 import { act, button, table } from '../parts.js';
+import { newest } from '../stream.js';
 import { jobPath } from '../wishes.js';
 
 const PAGE = 50;
@@ -78,8 +79,6 @@ export function makeAttempts(jobId, signal) {
 
   return {
     element,
-    async load() {
-      draw((await api.get(`${jobPath(jobId)}/attempts`, { query: { limit: 200 }, signal })).data);
-    },
+    load: newest(() => api.get(`${jobPath(jobId)}/attempts`, { query: { limit: 200 }, signal }), ({ data }) => draw(data)),
   };
 }
