@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -28,6 +29,8 @@ from tests.flow.stack import QUICK, Stack, running
 from tests.order import Order
 
 NewDatabase = Callable[[str], str]
+# Everybody gets the same examples, and a machine that is busy for 200 ms is no counterexample.
+hypothesis.settings.load_profile("ci")
 
 
 @pytest.hookimpl(optionalhook=True)  # where the tests run side by side

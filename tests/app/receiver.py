@@ -42,7 +42,7 @@ class Receiver:
     def wait(self, path: str, count: int) -> list[Received]:
         """What came to a path, once it is `count`."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.of(path)) >= count, 30), self.received
+            assert self._arrived.wait_for(lambda: len(self.of(path)) >= count, 60), self.received
             return self.of(path)
 
 
@@ -55,7 +55,7 @@ def receiving() -> Iterator[Receiver]:
             coming = receiver.answers[self.path]
             answer = coming.popleft() if coming else 200
             if isinstance(answer, threading.Event):
-                answer.wait(30)
+                answer.wait(60)
                 answer = 200
             status, location = answer if isinstance(answer, tuple) else (answer, None)
             self.send_response(status)

@@ -46,7 +46,7 @@ def patient(http: httpx2.Client) -> Any:
     """Waits until the dispatcher, which looks every second, has done what is asked for."""
 
     def wait(done: Any) -> None:
-        for _ in range(200):
+        for _ in range(600):
             if done():
                 return
             http.get("/healthz")

@@ -267,7 +267,7 @@ def test_the_broker_drops_no_message_and_celery_can_reach_it(redis_url: str) -> 
     with kombu.Connection(broker_url(Settings(redis_url=redis_url))) as connection:
         queue = connection.SimpleQueue("embedded-test")
         queue.put("knock")
-        message = queue.get(timeout=5)
+        message = queue.get(timeout=60)
         message.ack()
         assert message.payload == "knock"
         queue.close()

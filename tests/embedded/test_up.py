@@ -22,7 +22,7 @@ from app.embedded.programs import ROOT, programs
 from app.embedded.up import announce, check_loopback, prepare
 from app.settings import Settings
 
-START_LIMIT = 30.0
+START_LIMIT = 100.0  # seconds for what takes five on an idle machine
 Up = subprocess.Popen[str]
 NewUp = Callable[..., Up]
 Given = dict[str, str]
@@ -136,7 +136,7 @@ def processes(home: Path) -> list[int]:
 def stop(up: Up, number: signal.Signals = signal.SIGINT) -> str:
     """As a terminal does it: Ctrl-C goes to every process of the group."""
     os.killpg(up.pid, number)
-    output, errors = up.communicate(timeout=30)
+    output, errors = up.communicate(timeout=60)
     assert up.returncode == 0, errors
     return output
 
@@ -247,7 +247,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_program_that_will_not_end(
     assert up.poll() is None, "the worker has 20 s"
     began = time.monotonic()
     stop(up)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert processes(home) == []
 
 

@@ -84,7 +84,7 @@ class Service:
         }
         command = [sys.executable, "-m", "worker.generation"]
         self.generator = subprocess.Popen(command, env={**os.environ, **environment})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while time.monotonic() < deadline and self.generator.poll() is None:
             try:
                 self.health()
@@ -97,7 +97,7 @@ class Service:
         if self.generator is None:
             return 0
         self.generator.send_signal(with_signal)
-        return self.generator.wait(20)
+        return self.generator.wait(60)
 
 
 @contextmanager

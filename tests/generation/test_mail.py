@@ -62,13 +62,15 @@ async def test_nobody_knocks_for_a_reader_who_gathers(monkeypatch: pytest.Monkey
     knocks: list[Any] = []
     mail: Mail[Heard] = Mail()
     post = Post(loop)
-    gathering = asyncio.create_task(mail.take(pause=0.2))
+    gathering = asyncio.create_task(mail.take(pause=LONG))
     await asyncio.sleep(0.01)
     with monkeypatch.context() as watched:
         watched.setattr(loop, "call_soon_threadsafe", knocks.append)
         post.sinks(mail)(0)([written(1)])
     assert knocks == []
-    assert await gathering == [(0, [written(1)])]
+    end = [Ended(0, "length")]
+    post.sinks(mail)(0)(end)
+    assert await gathering == [(0, [written(1)]), (0, end)]
 
 
 async def test_a_pause_gathers_what_comes_and_ends_with_the_last_word() -> None:

@@ -1,6 +1,7 @@
 """The lines of an answer on their way out, over the bare ASGI interface: what matters is when."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
@@ -16,13 +17,16 @@ from worker.generation import server
 from worker.generation.server import Reply, Say
 
 
-async def listen(reply: Response, leave: asyncio.Event) -> list[bytes]:
-    """The bodies that it sends to a client who stays until `leave`."""
-    bodies: list[bytes] = []
+async def listen(reply: Response, leave: asyncio.Event) -> list[tuple[float, bytes]]:
+    """The bodies that it sends to a client who stays until `leave`, each with the silence before it."""
+    bodies: list[tuple[float, bytes]] = []
+    at = time.monotonic()
 
     async def send(message: Message) -> None:
+        nonlocal at
         if message["type"] == "http.response.body":
-            bodies.append(message["body"])
+            before, at = at, time.monotonic()
+            bodies.append((at - before, message["body"]))
 
     async def receive() -> Message:
         await leave.wait()
@@ -43,11 +47,14 @@ async def test_a_silent_answer_gives_signs_of_life_and_a_talking_one_none(
             await say([{"choice": place}])
             await asyncio.sleep(0.01)
 
-    bodies = await listen(Reply(load_then_talk), asyncio.Event())
-    begun = bodies.index(b'{"choice": 0}\n')
-    assert begun >= 1, "signs come before the first piece"
-    assert set(bodies[:begun]) == {b"\n"}
-    assert bodies[begun:] == [b'{"choice": %d}\n' % place for place in range(20)] + [b""]
+    heard = await listen(Reply(load_then_talk), asyncio.Event())
+    bodies = [body for _, body in heard]
+    assert bodies[0] == b"\n", "signs come before the first piece"
+    assert min(silence for silence, body in heard if body == b"\n") >= 0.045
+    assert [body for body in bodies if body != b"\n"] == [
+        *(b'{"choice": %d}\n' % place for place in range(20)),
+        b"",
+    ]
 
 
 async def test_whoever_leaves_stops_the_work() -> None:

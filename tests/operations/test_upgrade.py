@@ -79,8 +79,10 @@ def test_a_job_of_the_release_before_runs_on_while_and_after_the_schema_changes(
         trainer = threading.Thread(target=beat)
         trainer.start()
         try:
+            while not (before := beats[0]):
+                trainer.join(0.01)
             migrate(settings)  # the new code's first act
-            during = beats[0]
+            during = beats[0] - before
         finally:
             stop.set()
             trainer.join()

@@ -115,11 +115,12 @@ NewBench = Callable[..., Bench]
 
 @pytest.fixture
 def new_bench(database_url: str, tmp_path: Path) -> Iterator[NewBench]:
-    """Makes workers of the test's own database; times are short unless said otherwise."""
+    """Makes workers of the test's own database; times are short unless said otherwise, but for those that a
+    busy machine would use up: what is to die of them says so."""
     made: list[Bench] = []
 
     def create(command: tuple[str, ...] = STAND_IN, **times: Any) -> Bench:
-        short = {"lease": 5, "heartbeat": 0.1, "stop_grace": 1, "stall": 2, "retry_delay": 0.01}
+        short = {"lease": 5, "heartbeat": 0.1, "stop_grace": 30, "stall": 60, "retry_delay": 0.01}
         settings = Settings(
             home=tmp_path, database_url=database_url, redis_url="unix:/nowhere", **short | times
         )

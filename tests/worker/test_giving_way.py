@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 from app.lifecycle import wishes, yielding
 from app.tables import Attempt, Job, Metric, Model, now
 from tests.worker.conftest import Bench, NewBench
-from tests.worker.test_supervision import LONG, wait_for, wait_for_step, wish
+from tests.worker.test_supervision import LONG, join, wait_for, wait_for_step, wish
 from worker import tasks
 
-SHORT: dict[str, Any] = {"steps": 60, "pause": 0.02, "save": 10}
+# The first two attempts wait behind these steps until they are asked to stop.
+SHORT: dict[str, Any] = {"steps": 60, "pause": 0.01, "save": 10}
+WAITS = [{"do": "silent", "at": at, "below": epoch + 1} for epoch, at in ((1, 8), (2, 28))]
 
 
 def ask(bench: Bench, job_id: str) -> None:
@@ -33,14 +35,15 @@ def weights(bench: Bench, job_id: str) -> bytes:
 
 
 def test_who_gave_way_goes_on_at_the_next_step_and_ends_the_same(bench: Bench) -> None:
-    calm = bench.make_job(**SHORT)
+    calm = bench.make_job(*WAITS, **SHORT)
+    change(bench, calm, epoch=2)
     assert bench.train(calm).status == "succeeded"
-    rough = bench.make_job(**SHORT)
-    for stop in (5, 25):
+    rough = bench.make_job(*WAITS, **SHORT)
+    for stop in (8, 28):
         thread = bench.begin(rough)
         wait_for_step(bench, rough, stop)
         ask(bench, rough)
-        thread.join(10)
+        join(thread)
         job = bench.job(rough)
         assert (job.status, job.attempt, job.yield_to) == ("queued", 0, None)
         assert bench.codes(rough)[-1] == "preempted"
@@ -61,7 +64,7 @@ def test_a_users_wish_wins_over_giving_way(bench: Bench, verb: Any) -> None:
         verb(session, job_id, owner)
 
     wish(bench, both, job_id)
-    thread.join(10)
+    join(thread)
     assert bench.job(job_id).status == {wishes.cancel: "cancelled", wishes.pause: "paused"}[verb]
 
 

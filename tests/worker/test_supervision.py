@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ def wait_for_step(bench: Bench, job_id: str, step: int) -> None:
     wait_for(lambda: bench.job(job_id).step >= step, f"step {step}")
 
 
+def join(thread: threading.Thread) -> None:
+    """Within seconds, at most before LONG would end by itself."""
+    thread.join(35)
+    assert not thread.is_alive()
+
+
 def wish(bench: Bench, verb: Callable[[Session, str, str], None], job_id: str) -> None:
     with bench.runtime.database.transaction() as session:
         verb(session, job_id, OWNER)
@@ -57,7 +64,7 @@ def test_a_wish_is_granted_within_seconds_and_keeps_the_last_step(
     thread = bench.begin(job_id)
     wait_for_step(bench, job_id, 5)
     wish(bench, verb, job_id)
-    thread.join(5)
+    join(thread)
     job = bench.job(job_id)
     assert (job.status, job.attempt) == (status, 0)
     assert bench.codes(job_id)[-1] == status
@@ -69,20 +76,21 @@ def test_a_wish_is_granted_within_seconds_and_keeps_the_last_step(
         wait_for_step(bench, job_id, job.step + 5)
         assert any(event.code == "claimed" for event in bench.rows(Event, job_id))
         wish(bench, wishes.cancel, job_id)
-        thread.join(5)
+        join(thread)
         steps = [metric.step for metric in bench.rows(Metric, job_id)]
         assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_trainer_deaf_to_sigterm_is_killed_after_the_grace(bench: Bench) -> None:
+def test_a_trainer_deaf_to_sigterm_is_killed_after_the_grace(new_bench: NewBench) -> None:
+    bench = new_bench(stop_grace=1)
     job_id = bench.make_job({"do": "deaf"}, **LONG)
     thread = bench.begin(job_id)
     wait_for_step(bench, job_id, 5)
     began = time.monotonic()
     wish(bench, wishes.cancel, job_id)
-    thread.join(10)
+    join(thread)
     assert bench.job(job_id).status == "cancelled"
-    assert 1 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 1
     assert bench.rows(Attempt, job_id)[0].exit_code == -signal.SIGKILL
 
 
@@ -91,7 +99,7 @@ def test_a_drain_gives_the_job_back_at_no_cost(bench: Bench) -> None:
     thread = bench.begin(job_id)
     wait_for_step(bench, job_id, 5)
     bench.runtime.draining.set()
-    thread.join(5)
+    join(thread)
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.dispatched_at) == ("queued", 0, None)
     assert not bench.runtime.held
@@ -122,7 +130,7 @@ def test_a_cancel_reaches_a_job_whose_trainer_cannot_be_started(bench: Bench) ->
     thread = bench.begin(job_id)
     wait_for(lambda: bench.job(job_id).status == "running", "the claim")
     wish(bench, wishes.cancel, job_id)
-    thread.join(5)
+    join(thread)
     assert bench.job(job_id).status == "cancelled"
 
 
@@ -144,7 +152,7 @@ def test_a_second_message_finds_nothing_to_claim(bench: Bench) -> None:
     bench.train(job_id)
     assert bench.job(job_id).epoch == 1
     bench.runtime.draining.set()
-    thread.join(5)
+    join(thread)
 
 
 def test_who_lost_the_claim_stops_at_once_and_writes_nothing(bench: Bench, new_bench: NewBench) -> None:
@@ -158,8 +166,7 @@ def test_who_lost_the_claim_stops_at_once_and_writes_nothing(bench: Bench, new_b
         successor = claims.claim(session, job_id, "another", timedelta(seconds=60))
         before = session.get_one(Job, job_id).step
     assert successor is not None
-    thread.join(3)
-    assert not thread.is_alive()
+    join(thread)
     job = bench.job(job_id)
     assert (job.status, job.worker, job.epoch, job.step) == ("running", "another", 3, before)
     assert {metric.epoch for metric in bench.rows(Metric, job_id)} == {1}
@@ -181,12 +188,13 @@ def test_no_trainer_outlives_its_worker() -> None:
     assert len(pids) == 2
     process.kill()
     process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in pids), "the trainers' end", 2)
+    wait_for(lambda: not any(alive(pid) for pid in pids), "the trainers' end")
 
 
 def test_the_database_away_for_longer_than_the_lease_costs_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    new_bench: NewBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bench = new_bench(lease=1)
     database = bench.runtime.database
     real = database.transaction
     away = False
@@ -196,18 +204,18 @@ def test_the_database_away_for_longer_than_the_lease_costs_nothing(
             raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
         return real()
 
-    job_id = bench.make_job(steps=300, pause=0.01, save=50)
+    job_id = bench.make_job(steps=100, pause=0.05, save=50)
     monkeypatch.setattr(database, "transaction", transaction)
     thread = bench.begin(job_id)
     wait_for(lambda: _step(bench, job_id) >= 5, "step 5")
     away = True
-    time.sleep(6)  # the lease is 5 s
+    time.sleep(1.5)
     assert thread.is_alive()
     away = False
-    thread.join(30)
+    join(thread)
     job = bench.job(job_id)
     assert (job.status, job.epoch) == ("succeeded", 1)
-    assert [metric.step for metric in bench.rows(Metric, job_id)] == list(range(1, 301))
+    assert [metric.step for metric in bench.rows(Metric, job_id)] == list(range(1, 101))
 
 
 def _step(bench: Bench, job_id: str) -> int:
@@ -228,12 +236,16 @@ def test_offline_for_too_long_it_stops_and_gives_the_job_back_unharmed(new_bench
 
     database.transaction = transaction  # type: ignore[method-assign,assignment]
     # Patience ends after 4 s, and the attempt then tries for 4 s more to tell how it ended.
-    time.sleep(5.5)
+    wait_for(lambda: f"record-{job_id}" not in names(), "the end of its patience")
     database.transaction = real  # type: ignore[method-assign]
-    thread.join(10)
+    join(thread)
     job = bench.job(job_id)
     assert (job.status, job.attempt) == ("queued", 0)
     assert bench.rows(Attempt, job_id)[0].reason == "offline"
+
+
+def names() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
 
 
 def test_an_answer_lost_after_the_commit_does_not_cost_the_model(
