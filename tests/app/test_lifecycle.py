@@ -1,8 +1,8 @@
 """Every order of operations on a job, against real PostgreSQL and a model of thirty lines.
 
-The walk tries each sequence of operations to a depth; the state machine wanders at random for longer. After
-each operation the row must be where the model says, and what the model forbids must have changed nothing;
-and every end, whoever made it, must be told to the webhooks once.
+The walk tries every operation in every state that sequences of a length leave in the database; the state
+machine wanders at random for longer. After each operation the row must be where the model says, and what the
+model forbids must have changed nothing; and every end, whoever made it, must be told to the webhooks once.
 """
 
 import itertools
@@ -103,6 +103,12 @@ class Model:
 EXPIRE = text(
     "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE id = :id AND status = 'running'"
 )
+# All of it that an operation reads: times, too, which are those of the one transaction.
+STATE = text(
+    "SELECT (SELECT to_jsonb(j)::text FROM jobs j WHERE id = :id),"
+    " ARRAY(SELECT to_jsonb(a)::text FROM attempts a WHERE job_id = :id ORDER BY epoch),"
+    " ARRAY(SELECT event_type FROM webhook_deliveries WHERE body LIKE :body)"
+)
 BESIDE = text(
     "SELECT (SELECT count(*) FROM attempts WHERE job_id = :id AND ended_at IS NULL) AS open_attempts,"
     " ARRAY(SELECT event_type FROM webhook_deliveries WHERE body LIKE :body) AS told"
@@ -191,6 +197,11 @@ class World:
         assert beside.open_attempts == (1 if found.status == "running" else 0)
         assert beside.told == ([f"fine_tuning.job.{found.status}"] if found.status in ENDED else [])
 
+    def state(self) -> str:
+        """Two worlds of the same state have the same future."""
+        row = self.session.execute(STATE, {"id": self.job_id, "body": f'%"{self.job_id}"%'}).one()
+        return repr((tuple(row), self.model, self.held, self.stale))
+
 
 def values(job_id: str) -> dict[str, Any]:
     return {
@@ -243,11 +254,16 @@ def engine(module_database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def walk(world: World, depth: int) -> int:
+def walk(world: World, depth: int, been: dict[str, int]) -> int:
     """Try every operation here and, after each that was accepted, every one from there; how many were tried.
 
-    What was refused changed nothing (`do` checks it), so nothing new can follow from it.
+    What was refused changed nothing (`do` checks it), so nothing new can follow from it; nor from a state in
+    which the walk has been with as many operations left.
     """
+    here = world.state()
+    if been.get(here, 0) >= depth:
+        return 0
+    been[here] = depth
     tried = 0
     before = (world.model, world.held, world.stale)
     for operation, stale in MOVES:
@@ -255,7 +271,7 @@ def walk(world: World, depth: int) -> int:
         world.do(operation, stale=stale)
         tried += 1
         if depth > 1 and (world.model, world.held, world.stale) != before:
-            tried += walk(world, depth - 1)
+            tried += walk(world, depth - 1, been)
         savepoint.rollback()
         world.session.expire_all()
         world.model, world.held, world.stale = before
@@ -264,7 +280,7 @@ def walk(world: World, depth: int) -> int:
 
 def test_every_order_of_operations_to_a_depth(engine: Engine) -> None:
     with Session(engine) as session:
-        assert walk(World(session, "walk"), DEPTH) > 1000
+        assert walk(World(session, "walk"), DEPTH, {}) > 1000
         session.rollback()
 
 

@@ -28,7 +28,7 @@ from tests.app.receiver import receiving
 LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 METADATA = "169.254.169.254"
 HEADERS = {"webhook-id": "evt_1"}
-TIMEOUT = timedelta(seconds=3)
+TIMEOUT = timedelta(seconds=20)
 
 
 def words(text: str) -> list[str]:
@@ -112,11 +112,9 @@ async def test_without_the_check_the_canary_would_see_it(
 ) -> None:
     monkeypatch.setattr(address, "is_public", lambda _: True)
     sent = asyncio.create_task(send(f"https://hook.example:{canary.port}/", names=Names([where])))
-    for _ in range(300):
-        if seen := canary.count():
-            break
+    while not (seen := canary.count()) and not sent.done():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await sent
+    sent.cancel()  # a canary does not answer
     assert seen > 0
 
 

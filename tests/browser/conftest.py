@@ -5,8 +5,10 @@ browser   Chromium (module: Playwright's loop must not run while other files' as
 page      a page with the key, on a wide screen; fails its test on any error on the console, any script that
           breaks, and any request that leaves the machine
 new_page  makes more of them: other sizes, themes, with or without a key
+file_id   a training file of 24 rows, `rows`; `jobs` are two of it that have ended, of different recipes
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,21 +18,54 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.flow.stack import Stack
+from tests.flow.stack import Stack, wait_for_end
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDE = (1280, 860)
 PHONE = (375, 740)
-PATIENCE = 30_000  # ms for what takes a moment on an idle machine
+PATIENCE = 60_000  # ms for what takes a moment on an idle machine
+ROWS = [
+    {"text": f"Stir the rice {word} and serve it with {word} beans."} for word in ("gently", "twice", "warm")
+] * 8
 
 NewPage = Callable[..., Page]
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
 def stack(shared_stack: Stack) -> Stack:
     return shared_stack
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rice.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def file_id(stack: Stack, rows: Path) -> str:
+    return upload(stack, rows)
+
+
+@pytest.fixture(scope="session")
+def jobs(stack: Stack, file_id: str) -> list[str]:
+    client = stack.client()
+    made = [
+        client.fine_tuning.jobs.create(
+            model="tiny-gpt2",
+            training_file=file_id,
+            suffix=suffix,
+            extra_body={"hyperparameters": {"max_steps": 3, "learning_rate": rate}},
+        ).id
+        for suffix, rate in (("low", 1e-4), ("high", 2e-3))
+    ]
+    for job_id in made:
+        wait_for_end(client, job_id)
+    return made
 
 
 def chromium() -> str:

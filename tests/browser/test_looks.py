@@ -4,10 +4,8 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.browser.conftest import PHONE, NewPage, check_accessible, check_fits
-from tests.browser.test_pages import file_id, jobs, rows
 from tests.flow.stack import Stack
 
-__all__ = ["file_id", "jobs", "rows"]
 # For each page what must be there before it is looked at.
 PAGES = {
     "new?file={file}": "aside dd:text-is('24')",

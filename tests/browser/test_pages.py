@@ -16,44 +16,10 @@ from playwright.sync_api import Page, expect
 from app.auth import SCOPES
 from app.webhooks.event import TYPES
 from tests.app.receiver import Receiver, receiving
-from tests.browser.conftest import PATIENCE, NewPage, upload
-from tests.flow.stack import Stack, wait_for_end
+from tests.browser.conftest import NewPage
+from tests.flow.stack import Stack, wait_for, wait_for_end
 
-expect.set_options(timeout=PATIENCE)
 LINE = "Adam with betas=(0.9,0.95) and epsilon=1e-08"  # as a card has it
-ROWS = [
-    {"text": f"Stir the rice {word} and serve it with {word} beans."} for word in ("gently", "twice", "warm")
-] * 8
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "rice.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
-@pytest.fixture(scope="module")
-def file_id(stack: Stack, rows: Path) -> str:
-    return upload(stack, rows)
-
-
-@pytest.fixture(scope="module")
-def jobs(stack: Stack, file_id: str) -> list[str]:
-    """Two that have ended, of different recipes."""
-    client = stack.client()
-    made = [
-        client.fine_tuning.jobs.create(
-            model="tiny-gpt2",
-            training_file=file_id,
-            suffix=suffix,
-            extra_body={"hyperparameters": {"max_steps": 3, "learning_rate": rate}},
-        ).id
-        for suffix, rate in (("low", 1e-4), ("high", 2e-3))
-    ]
-    for job_id in made:
-        wait_for_end(client, job_id)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +292,10 @@ def test_a_webhook_is_made_tested_and_sent_again(
     client.fine_tuning.jobs.cancel(job.id)
     wait_for_end(client, job.id)
     receiver.wait("/hook", 2)
+    # What has arrived is not yet noted; one that is under way would not be sent again.
+    [endpoint] = stack.get("/v1/webhook_endpoints").json()["data"]
+    where = f"/v1/webhook_endpoints/{endpoint['id']}/deliveries"
+    wait_for(lambda: stack.get(where).json()["data"][0]["status"] == "delivered", "the note of it")
     card.get_by_text("Deliveries").click()
     row = card.locator("tbody tr")
     expect(row).to_contain_text(job.id)
