@@ -10,6 +10,7 @@ shared_stack        the whole service, once for all files that neither stop it n
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from app.embedded import sockets
 from app.embedded.postgres import ROLE, Postgres
 from app.embedded.valkey import Valkey
 from app.settings import Settings
+from app.tiny import weights
 from tests.flow.stack import QUICK, Stack, running
 from tests.order import Order
 
 NewDatabase = Callable[[str], str]
+# By copying files: twice as quick as through the log, where nothing has to last.
+COPY = "CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY FILE_COPY"
 # Everybody gets the same examples, and a machine that is busy for 200 ms is no counterexample.
 hypothesis.settings.load_profile("ci")
 
@@ -36,6 +40,24 @@ hypothesis.settings.load_profile("ci")
 @pytest.hookimpl(optionalhook=True)  # where the tests run side by side
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Order:
     return Order(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """To draw the built-in model's million weights takes half a second, and each home has its own."""
+    draw, path = weights.write, tmp_path_factory.mktemp("weights") / "drawn"
+
+    @cache
+    def drawn(tensors: tuple[tuple[str, weights.Shape], ...], layers: int, seed: int) -> bytes:
+        draw(path, list(tensors), layers, seed)
+        return path.read_bytes()
+
+    def write(target: Path, tensors: list[tuple[str, weights.Shape]], layers: int, seed: int) -> None:
+        target.write_bytes(drawn(tuple(tensors), layers, seed))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "write", write)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +107,7 @@ def new_database(postgres: Postgres) -> NewDatabase:
         name = f"test_{next(numbers)}"
         with psycopg.connect(postgres.url("postgres").replace("+psycopg", ""), autocommit=True) as connection:
             names = [sql.Identifier(word) for word in (name, ROLE, template)]
-            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(*names))
+            connection.execute(sql.SQL(COPY).format(*names))
         return postgres.url(name, ROLE)
 
     return create
