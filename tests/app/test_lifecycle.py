@@ -103,10 +103,12 @@ class Model:
 EXPIRE = text(
     "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE id = :id AND status = 'running'"
 )
-# All of it that an operation reads: times, too, which are those of the one transaction.
+# All that an operation reads; of times whether they are set, for `reap` alone looks when, and is told here.
+ROW = "jsonb_object_agg(key, CASE WHEN key ~ '_at$|_before$' AND value <> 'null' THEN 'true' ELSE value END)"
 STATE = text(
-    "SELECT (SELECT to_jsonb(j)::text FROM jobs j WHERE id = :id),"
-    " ARRAY(SELECT to_jsonb(a)::text FROM attempts a WHERE job_id = :id ORDER BY epoch),"
+    f"SELECT (SELECT {ROW}::text FROM jobs j, jsonb_each(to_jsonb(j)) WHERE id = :id),"  # noqa: S608
+    f" ARRAY(SELECT {ROW}::text FROM attempts a, jsonb_each(to_jsonb(a)) WHERE job_id = :id"
+    " GROUP BY epoch ORDER BY epoch),"
     " ARRAY(SELECT event_type FROM webhook_deliveries WHERE body LIKE :body)"
 )
 BESIDE = text(
