@@ -68,21 +68,28 @@ class Trainer:
     """One child. Start it from a thread that outlives it: the kernel ends it when that thread ends."""
 
     def __init__(self, command: Sequence[str] = COMMAND, cell: Cell | None = None) -> None:
-        """In a cell, where one is given. Raises OSError where it cannot be started."""
+        """In a cell, where one is given. Raises OSError, RuntimeError where it cannot be started: nothing is
+        left of it then, however often that is tried."""
         self._cell = cell
         self._temporary = cell.open() if cell else None
-        self._process = subprocess.Popen(
-            cell.command(command, self._temporary) if cell else command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=trainer_environment() | _folders(self._temporary),
-            start_new_session=True,  # its helpers die with it, by process group
-        )
-        self.pid = self._process.pid
         self.last_lines: deque[str] = deque(maxlen=LOG_LINES)
         self._events: queue.SimpleQueue[events.Event | None] = queue.SimpleQueue()
-        self._readers = [self._thread(self._read_events), self._thread(self._read_log)]
+        with contextlib.ExitStack() as undo:
+            if self._temporary is not None:
+                undo.callback(shutil.rmtree, self._temporary, ignore_errors=True)
+            self._process = subprocess.Popen(
+                cell.command(command, self._temporary) if cell else command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=trainer_environment() | _folders(self._temporary),
+                start_new_session=True,  # its helpers die with it, by process group
+            )
+            self.pid = self._process.pid
+            undo.callback(self._process.wait)
+            undo.callback(self.signal, signal.SIGKILL)
+            self._readers = [self._thread(self._read_events), self._thread(self._read_log)]
+            undo.pop_all()
 
     def _thread(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
         name = f"trainer-{self.pid}-{target.__name__.strip('_')}"
@@ -162,16 +169,42 @@ class Trainer:
         return code
 
 
+class Ordered:
+    """A trainer that is started for somebody, who takes it or gives it up. It may have its job from its first
+    moment: one that nobody takes any more would train without a reader, so it is ended."""
+
+    def __init__(self, start: Callable[[], Trainer]) -> None:
+        self.start = start
+        self.given_up = False
+        self._ready: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
+
+    def deliver(self, trainer: Trainer) -> None:
+        self._ready.put(trainer)
+        if self.given_up:  # looked at after the put: of two who clear up, one gets it
+            self.give_up()
+
+    def take(self, timeout: float) -> Trainer:
+        """Raises queue.Empty after `timeout` seconds; asking again goes on."""
+        return self._ready.get(timeout=timeout)
+
+    def give_up(self) -> None:
+        """End what is there and what may still come."""
+        self.given_up = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                trainer = self._ready.get_nowait()
+                trainer.signal(signal.SIGKILL)
+                trainer.end()
+
+
 class WarmTrainers:
     """Keeps one trainer with everything imported; importing takes seconds, a claim should not wait for it."""
 
     def __init__(self, start: Callable[[], Trainer] = Trainer, nice: int = 0) -> None:
         """`nice` as in nice(1): a poll should not wait until four trainers have had their turn."""
-        self._start, self._nice = start, nice
-        self._ready: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
-        self._wanted: queue.SimpleQueue[tuple[Callable[[], Trainer], queue.SimpleQueue[Trainer]]] = (
-            queue.SimpleQueue()
-        )
+        self._nice = nice
+        self._warm = Ordered(start)
+        self._wanted: queue.SimpleQueue[Ordered] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -184,16 +217,18 @@ class WarmTrainers:
         this = os.PRIO_PROCESS, threading.get_native_id()
         os.setpriority(*this, min(19, os.getpriority(*this) + self._nice))
         while True:
-            start, ready = self._wanted.get()
+            ordered = self._wanted.get()
             if self._closed:
                 # Never return: children still running would be ended with this thread.
                 threading.Event().wait()
+            if ordered.given_up:
+                continue
             try:
-                ready.put(self._stand_back(start()))
+                ordered.deliver(self._stand_back(ordered.start()))
             except Exception as error:  # no memory, no process, no thread: all may come back
                 log.error("trainer_not_started", error=str(error))
                 time.sleep(1)
-                self._wanted.put((start, ready))
+                self._wanted.put(ordered)
 
     def _stand_back(self, trainer: Trainer) -> Trainer:
         """Where the kernel shares out processors by session (autogroup), nice(1) counts only within one."""
@@ -206,13 +241,13 @@ class WarmTrainers:
         with self._lock:
             if self._waiting < 1 and not self._closed:
                 self._waiting += 1
-                self._wanted.put((self._start, self._ready))
+                self._wanted.put(self._warm)
 
-    def start(self, start: Callable[[], Trainer]) -> queue.SimpleQueue[Trainer]:
-        """Start one of another kind, in the thread that outlives it; it comes out of the queue."""
-        ready: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
-        self._wanted.put((start, ready))
-        return ready
+    def start(self, start: Callable[[], Trainer]) -> Ordered:
+        """Start one of another kind, in the thread that outlives it."""
+        ordered = Ordered(start)
+        self._wanted.put(ordered)
+        return ordered
 
     def take(self, timeout: float, *, fresh: bool = False) -> Trainer:
         """A trainer, warm if there was time. One that died while it waited is replaced, once: the second may
@@ -221,7 +256,7 @@ class WarmTrainers:
         Raises queue.Empty when none could be started within `timeout` seconds; asking again goes on.
         """
         self.prepare()
-        trainer = self._ready.get(timeout=timeout)
+        trainer = self._warm.take(timeout)
         with self._lock:
             self._waiting -= 1
         if trainer.alive or fresh:
@@ -232,8 +267,4 @@ class WarmTrainers:
     def close(self) -> None:
         """End those that wait for a job."""
         self._closed = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                trainer = self._ready.get_nowait()
-                trainer.signal(signal.SIGKILL)
-                trainer.end()
+        self._warm.give_up()

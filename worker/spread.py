@@ -30,7 +30,7 @@ def command(devices: int, job_file: Path) -> list[str]:
 
 
 class SpreadTrainer(Trainer):
-    """Several processes that train one job; nothing of it is warm."""
+    """Several processes that train one job, from the moment they are started; nothing of it is warm."""
 
     def __init__(self, devices: int, line: dict[str, Any], cell: Cell | None = None) -> None:
         self._job_file = Path(line["out"]) / "job.json"

@@ -156,13 +156,15 @@ class _Attempt:
         started = self.runtime.trainers.start(start) if devices > 1 else None
         while self._wish() is None:
             with contextlib.suppress(queue.Empty):
-                return started.get(timeout=LOOK_EVERY) if started else self.runtime.trainers.take(LOOK_EVERY)
+                return (started or self.runtime.trainers).take(LOOK_EVERY)
+        if started:
+            started.give_up()
         return None
 
     def _run_trainer(self, trainer: Trainer, line: dict[str, Any]) -> None:
         log.info("training", job_id=self.held.job_id, pid=trainer.pid)
-        self.follower = reporting.follow(self.runtime, self.held, self.order)
         try:
+            self.follower = reporting.follow(self.runtime, self.held, self.order)
             trainer.begin(line)
             self.spans.end("prepare")
             self._supervise(trainer)
