@@ -17,6 +17,7 @@ from sqlalchemy import update
 
 from app import integrations
 from app.errors import InvalidRequest
+from app.folder import Folder
 from app.integrations import Integration
 from app.tables import Event, File, Job
 from tests.stand_ins import hub
@@ -142,6 +143,33 @@ def test_a_service_that_does_not_answer_is_not_waited_for(
     following.end("succeeded", None)
     codes = {told.get(timeout=30).code, told.get(timeout=30).code}
     assert codes == {"integration_failed", "integration_slow"}
+
+
+def test_a_model_that_is_deleted_before_it_is_sent_costs_its_push_and_nothing_else(tmp_path: Path) -> None:
+    told: queue.SimpleQueue[events.Notice] = queue.SimpleQueue()
+    job = {"id": "ftjob-0", "name": "n", "model": "m", "recipe": {}}
+    hub_asked = {"type": "hub", "hub": {"repo_id": "me/gone"}}
+    following = follower.Follower([hub_asked], job, tmp_path / "folder", told.put)
+    following.end("succeeded", Folder(tmp_path / "storage").hold_folder("models/gone"))
+    notice = told.get(timeout=60)
+    assert (notice.code, notice.data) == ("integration_failed", {"type": "hub"})
+    assert "was it deleted?" in notice.message
+    process = following._process
+    assert process is not None
+    assert process.wait(30) == 0
+
+
+def test_no_reporting_process_is_left_when_something_goes_wrong_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong is a fault of ours that nobody has thought of."""
+    monkeypatch.setattr(follower, "COMMAND", (sys.executable, "-c", "import time; time.sleep(300)"))
+    told: queue.SimpleQueue[events.Notice] = queue.SimpleQueue()
+    following = follower.Follower([{"type": "hub", "no": object()}], {"id": "x"}, tmp_path / "f", told.put)
+    assert "not JSON serializable" in told.get(timeout=30).message
+    process = following._process
+    assert process is not None
+    assert process.wait(30) == -9
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Follower:
         self._lines: queue.Queue[Json | None] = queue.Queue(MOST_WAITING)
         self._left_out = 0
         self._process: subprocess.Popen[str] | None = None
+        self._over = threading.Event()
         self._model: AbstractContextManager[Path] | None = None
         threading.Thread(target=self._run, name=f"integrations-{job['id']}", daemon=True).start()
 
@@ -63,13 +64,12 @@ class Follower:
         self._model = model
         # Room comes when the process takes something, or is ended because it does not.
         threading.Thread(target=self._lines.put, args=({"status": status},), daemon=True).start()
-        timer = threading.Timer(PATIENCE, self._give_up)
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=self._give_up, daemon=True).start()
 
     def _give_up(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+        process = None if self._over.wait(PATIENCE) else self._process
+        if process is not None and process.poll() is None:
+            process.kill()
             self._fail("all", f"No answer within {PATIENCE / 3600:.0f} hours.", "Is the service well?")
 
     def _put(self, line: Json) -> None:
@@ -100,6 +100,10 @@ class Follower:
             log.exception("integrations_failed", job_id=self._job["id"])
             self._fail("all", f"{type(error).__name__}: {error}", "The worker's log has more.")
         finally:
+            self._over.set()
+            if self._process is not None and self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _feed(self, process: subprocess.Popen[str]) -> None:
@@ -109,14 +113,22 @@ class Follower:
             line: Json | None = first
             while line is not None:
                 if "status" in line:
-                    folder = held.enter_context(self._model) if self._model is not None else None
-                    line |= {"model": str(folder) if folder else None}
+                    line |= {"model": self._hold(held)}
                 pipe.write(json.dumps(line) + "\n")
                 pipe.flush()
                 line = None if "status" in line else self._lines.get()
             pipe.close()
             process.wait()
         process.wait()
+
+    def _hold(self, held: contextlib.ExitStack) -> str | None:
+        """The model's folder; None where it was deleted meanwhile or its store is away: how the job ended is
+        told all the same."""
+        try:
+            return str(held.enter_context(self._model)) if self._model is not None else None
+        except OSError as error:
+            log.warning("integration_without_model", job_id=self._job["id"], error=str(error))
+            return None
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():

@@ -122,6 +122,8 @@ class Hub:
 
     def end(self, status: str, model: Path | None) -> str | None:
         if model is None:
+            if status == "succeeded":
+                raise FileNotFoundError("the model could not be read; was it deleted?")
             return None
         from huggingface_hub import HfApi
 
