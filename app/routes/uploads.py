@@ -207,7 +207,7 @@ async def complete_upload(
     """Make a file of the parts, in the order of `part_ids`; it is checked like any other that is uploaded.
 
     The parts must have exactly the bytes that were announced, and `md5`, where it is given. What is refused
-    leaves the upload as it was: complete it again with the right parts.
+    leaves the upload pending: complete it again with the right parts.
     """
     database: Database = request.app.state.database
     wanted = states.digest(body.part_ids, body.md5)
@@ -222,6 +222,7 @@ async def complete_upload(
                 return await _shown(early, upload)
             await states.refuse_ended(early, upload, "completed")
             parts = await states.in_order(early, upload, body.part_ids)
+            await states.outlive_composing(early, upload)
         store.refuse_low_space(settings.min_free_bytes + upload.bytes)
         async with Incoming(store, upload.bytes, inspector) as incoming:
             file = await _composed(store, upload, parts, body.md5, incoming, caller)

@@ -19,6 +19,8 @@ from app.tables import File, now
 from app.uploads.rows import Upload, UploadPart
 
 LIFE = timedelta(hours=1)
+# How long an upload has at least when its file begins to be made: 8 GiB take minutes to read and to check.
+COMPOSING = timedelta(minutes=30)
 MAX_PARTS = 10_000
 # Parts that a client sends again need room beside the first; more than this is not an accident.
 SPARE = 2
@@ -51,6 +53,16 @@ async def refuse_ended(session: AsyncSession, upload: Upload, verb: str) -> None
             param="upload_id",
             code="invalid_upload_state",
         )
+
+
+async def outlive_composing(session: AsyncSession, upload: Upload) -> None:
+    """Under the lock of one that is pending: its parts do not go while they are read."""
+    await session.execute(
+        update(Upload)
+        .where(Upload.id == upload.id)
+        .values(expires_at=func.greatest(Upload.expires_at, now + COMPOSING))
+        .execution_options(synchronize_session=False)
+    )
 
 
 async def add_part(session: AsyncSession, upload: Upload, part: UploadPart) -> None:

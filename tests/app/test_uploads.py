@@ -218,6 +218,23 @@ def test_tries_to_complete_that_arrive_at_once_make_one_file(
     assert len(list(api.settings.storage_folder.glob("files/*"))) == before + 1
 
 
+def test_an_upload_completed_in_its_last_second_does_not_expire_while_its_file_is_made(
+    client: OpenAI, sql: psycopg.Connection, pending: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file takes minutes; here, until the dispatcher, which looks every second, has come by."""
+
+    async def slow(*given: Any) -> None:
+        await asyncio.sleep(4)
+        await compose(*given)
+
+    monkeypatch.setattr(uploads, "compose", slow)
+    whole = part(client, pending, b"aaaabbbbcccc")
+    sql.execute("UPDATE uploads SET expires_at = now() + interval '1 s' WHERE id = %s", [pending.id])
+    done = client.uploads.complete(pending.id, part_ids=[whole])
+    assert done.file is not None
+    assert client.files.content(done.file.id).read() == b"aaaabbbbcccc"
+
+
 def test_a_stranger_finds_no_upload(api: Api, http: httpx2.Client, client: OpenAI, pending: Upload) -> None:
     mine = part(client, pending, b"aaaabbbbcccc")
     with api.client(api.stranger_key) as stranger:
