@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Identity, Index, UniqueConstraint, exists, select
+from sqlalchemy import ColumnElement, Identity, Index, UniqueConstraint, exists, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -17,7 +17,8 @@ from app.tables import Base, Checkpoint, Job, Model, now
 class CheckpointPermission(Base):
     """`project_id` may use the model or checkpoint of that name, which `owner` trained.
 
-    By name, since names are given once and for all: a permission for what is gone means nothing.
+    By name, since names are given once and for all: a permission for what is gone means nothing. One that was
+    taken back names NOTHING and nobody; its row stays, or whoever deletes what they list lost their place.
     """
 
     __tablename__ = "checkpoint_permissions"
@@ -28,6 +29,9 @@ class CheckpointPermission(Base):
     project_id: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=now)
     __table_args__ = (UniqueConstraint("model_name", "project_id"), Index(None, "project_id"))
+
+
+NOTHING = ""  # what no model is called
 
 
 def permitted(name: Any, owner: str) -> ColumnElement[bool]:
@@ -65,3 +69,19 @@ def grant(session: Session, owner: str, name: str, ids: dict[str, str]) -> Seque
     ).all()
     order = list(ids)
     return sorted(rows, key=lambda row: order.index(row.project_id))
+
+
+def take_back(session: Session, owner: str, name: str, permission_id: str) -> bool:
+    """Whether there was such a permission."""
+    done = session.scalar(
+        update(CheckpointPermission)
+        .where(
+            CheckpointPermission.id == permission_id,
+            CheckpointPermission.owner == owner,
+            CheckpointPermission.model_name == name,
+        )
+        # Name and project together are unique.
+        .values(model_name=NOTHING, project_id=permission_id)
+        .returning(CheckpointPermission.id)
+    )
+    return done is not None

@@ -68,6 +68,10 @@ async def list_permissions(
 ) -> JsonObject:
     """Who may use a model or a checkpoint of yours."""
     await _check_own(session, fine_tuned_model_checkpoint, caller)
+    names = (fine_tuned_model_checkpoint, permissions.NOTHING)
+    ever = select(CheckpointPermission).where(
+        CheckpointPermission.owner == caller.owner, CheckpointPermission.model_name.in_(names)
+    )
     query = select(CheckpointPermission).where(CheckpointPermission.model_name == fine_tuned_model_checkpoint)
     if project_id is not None:
         query = query.where(CheckpointPermission.project_id == project_id)
@@ -78,6 +82,7 @@ async def list_permissions(
         after=after,
         limit=limit,
         order="asc" if order == "ascending" else "desc",
+        ever=ever,
     )
     return wire.page([wire.checkpoint_permission(row) for row in rows], more)
 
@@ -88,17 +93,11 @@ async def delete_permission(
 ) -> JsonObject:
     """Take a permission back. What was queued with it before goes on."""
     await _check_own(session, fine_tuned_model_checkpoint, caller)
-    row = await session.scalar(
-        select(CheckpointPermission).where(
-            CheckpointPermission.id == permission_id,
-            CheckpointPermission.model_name == fine_tuned_model_checkpoint,
-        )
-    )
-    if row is None:
+    name = fine_tuned_model_checkpoint
+    if not await run(session, permissions.take_back, caller.owner, name, permission_id):
         raise NotFound(
             f"No such permission of this checkpoint: {permission_id}",
             param="permission_id",
             code="permission_not_found",
         )
-    await session.delete(row)
     return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}

@@ -137,6 +137,7 @@ def test_pages_hold_everything_once_from_the_newest(
     }
 
 
+@pytest.mark.usefixtures("ids")
 def test_whoever_deletes_what_they_list_loses_nothing(client: OpenAI) -> None:
     rows = ("wiped.jsonl", b'{"prompt": "a", "completion": "b"}\n')
     made = [client.files.create(file=rows, purpose="user_data").id for _ in range(5)]
@@ -153,6 +154,15 @@ def test_whoever_deletes_what_they_list_loses_nothing(client: OpenAI) -> None:
             hooks.delete(endpoint.id)
             ids.remove(endpoint.id)
     assert not ids
+
+    permissions = client.fine_tuning.checkpoints.permissions
+    teams = {f"team-{n}" for n in range(5)}
+    permissions.create(MODEL, project_ids=sorted(teams))
+    for permission in permissions.list(MODEL, limit=2):
+        if permission.project_id in teams:
+            permissions.delete(permission.id, fine_tuned_model_checkpoint=MODEL)
+            teams.remove(permission.project_id)
+    assert not teams
 
 
 def test_a_checkpoint_that_was_retired_meanwhile_is_a_cursor_still(
