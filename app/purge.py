@@ -62,11 +62,14 @@ async def may_remove(session: AsyncSession) -> bool:
 
 
 async def doomed(session: AsyncSession) -> list[Doomed]:
+    """Some of what is to go, by chance: a hundred that a disk refuses would else be asked for every time, and
+    nothing behind them."""
     found: list[Doomed] = []
     for table in DELETABLE:
         rows = await session.execute(
             select(table.id, table.key)
             .where(table.deleted_at.is_not(None), table.key.is_not(None))
+            .order_by(func.random())
             .limit(BATCH)
         )
         found += [Doomed(table, row.id, row.key) for row in rows]
