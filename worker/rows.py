@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.lifecycle import claims
+from app.lifecycle import claims, history
 from app.lifecycle.claims import Claim, Wishes
 from app.lifecycle.history import note
 from app.settings import Settings
@@ -31,10 +32,12 @@ def is_outage(error: BaseException) -> bool:
 
 
 class Heard(NamedTuple):
-    """An event, and the columns of the job's row that it changes."""
+    """An event, the columns of the job's row that it changes, and the id of its line in the history: it stays
+    one line where the answer to a commit is lost and all of it is written again."""
 
     event: events.Event
     changes: JsonObject
+    line_id: str
 
 
 class Rows:
@@ -51,7 +54,7 @@ class Rows:
 
     def hear(self, event: events.Event) -> Heard:
         """To be called once an event, when it comes: how fast the run goes is measured here."""
-        return Heard(event, self._pace.hear(event, time.monotonic()))
+        return Heard(event, self._pace.hear(event, time.monotonic()), history.new_id())
 
     def write(self, session: Session, batch: Sequence[Heard]) -> Wishes | None:
         """All of a batch. None: the claim is lost, and nothing was written."""
@@ -60,10 +63,9 @@ class Rows:
         wishes = claims.beat(session, self.held, self.settings.lease, dict(self._progress))
         if wishes is None:
             return None
-        said = [heard.event for heard in batch]
-        self._write_metrics(session, said)
-        for event in said:
-            self._write_event(session, event)
+        self._write_metrics(session, [heard.event for heard in batch])
+        for heard in batch:
+            self._write_event(session, heard)
         return wishes
 
     def write_singly(self, session: Session, batch: Sequence[Heard]) -> Wishes | None:
@@ -83,7 +85,8 @@ class Rows:
                 message = (
                     f"An event of the trainer ({event.event}) could not be kept: {type(error).__name__}."
                 )
-                note(session, self.held.job_id, "warn", "event_refused", message)
+                tell = partial(note, session, self.held.job_id, event_id=heard.line_id)
+                tell("warn", "event_refused", message)
         return wishes
 
     def _write_metrics(self, session: Session, batch: Sequence[events.Event]) -> None:
@@ -108,30 +111,32 @@ class Rows:
                 rows,
             )
 
-    def _write_event(self, session: Session, event: events.Event) -> None:
-        job_id = self.held.job_id
+    def _write_event(self, session: Session, heard: Heard) -> None:
+        job_id, event = self.held.job_id, heard.event
+        tell = partial(note, session, job_id, event_id=heard.line_id)
         match event:
             case events.Prepared():
                 session.execute(update(Job).where(Job.id == job_id).values(resolved=event.recipe))
                 memory = event.device_memory_bytes
                 self._write_attempt(session, {"device": event.device, "device_memory_bytes": memory})
-                note(session, job_id, "info", "prepared", _describe(event), _facts(event))
+                tell("info", "prepared", _describe(event), _facts(event))
             case events.Notice():
-                note(session, job_id, event.level, event.code, event.message, event.data)
+                tell(event.level, event.code, event.message, event.data)
             case events.Evaluated():
                 message = f"Step {event.step}: validation loss {_number(event.loss)}{_won(event)}"
-                note(session, job_id, "info", "evaluated", message, _facts(event), kind="metrics")
+                tell("info", "evaluated", message, _facts(event), kind="metrics")
             case events.Sampled():
                 share = f"{event.ended_share:.0%} of the samples ended by themselves"
-                note(session, job_id, "info", "sampled", f"Step {event.step}: {share}.", _facts(event))
+                tell("info", "sampled", f"Step {event.step}: {share}.", _facts(event))
             case events.Saved():
                 self._write_checkpoint(session, event)
+                tell("info", "checkpoint", f"Checkpoint at step {event.step}.", {"step": event.step})
                 self._write_attempt(session, {"tokens_per_second": self._pace.tokens_per_second})
             case events.Step() if self._pace.tells(event):
                 message = f"Step {event.step}: training loss {_number(event.loss)}{_won(event)}"
                 data = {"step": event.step, "train_loss": event.loss, "learning_rate": event.learning_rate}
                 data |= {f"train_reward_{name}": value for name, value in (event.rewards or {}).items()}
-                note(session, job_id, "info", "step", message, data, kind="metrics")
+                tell("info", "step", message, data, kind="metrics")
             case _:
                 pass
 
@@ -169,7 +174,6 @@ class Rows:
             # under the old one has no row any more, and app.litter removes it.
             .on_conflict_do_update(index_elements=["job_id", "step"], set_=values)
         )
-        note(session, job_id, "info", "checkpoint", f"Checkpoint at step {event.step}.", {"step": event.step})
         retention.retire(session, job_id, self.keep)
 
 

@@ -12,6 +12,10 @@ from app.tables import Event, Job
 Level = Literal["info", "warn", "error"]
 
 
+def new_id() -> str:
+    return f"ftevent-{secrets.token_hex(12)}"
+
+
 def note(
     session: Session,
     job_id: str,
@@ -21,8 +25,10 @@ def note(
     data: dict[str, Any] | None = None,
     *,
     kind: Literal["message", "metrics"] = "message",
+    event_id: str | None = None,
 ) -> None:
-    """A line of the job's history; a `metrics` line carries numbers in `data`.
+    """A line of the job's history; a `metrics` line carries numbers in `data`. Under an `event_id` of the
+    caller's it is written once, however often that is tried: the answer to a commit may be lost.
 
     It takes the lock on the job's row before `seq` is drawn, and most callers hold it already: so the events
     of one job become visible in the order of their numbers, and a reader who asks for what comes after the
@@ -30,7 +36,7 @@ def note(
     """
     held = select(Job.id).where(Job.id == job_id).with_for_update(key_share=True).subquery()
     facts: list[Any] = [
-        literal(f"ftevent-{secrets.token_hex(12)}"),
+        literal(event_id or new_id()),
         held.c.id,
         literal(level),
         literal(kind),
@@ -39,4 +45,5 @@ def note(
         literal(data, JSONB(none_as_null=True)),
     ]
     columns = ["id", "job_id", "level", "type", "code", "message", "data"]
-    session.execute(insert(Event).from_select(columns, select(*facts)))
+    line = insert(Event).from_select(columns, select(*facts))
+    session.execute(line.on_conflict_do_nothing(index_elements=["id"]))

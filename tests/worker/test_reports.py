@@ -1,9 +1,14 @@
 """What trainers say, however wrong, never stops the heartbeat nor hides what they said before and after."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from app.tables import Event, Metric
 from tests.worker.conftest import Bench
@@ -133,3 +138,27 @@ def test_a_long_silence_is_reported_in_pieces_and_in_order(
     assert [metric.step for metric in bench.rows(Metric, job_id)] == list(range(1, 101))
     saved = [event.data["step"] for event in bench.rows(Event, job_id) if event.code == "checkpoint"]
     assert saved == list(range(5, 101, 5))
+
+
+def test_an_answer_lost_after_the_commit_doubles_no_line_of_the_history(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres commits, and dies before it says so: what was reported is written once more, under its ids."""
+    database = bench.runtime.database
+    real, lost = database.transaction, 0
+
+    @contextmanager
+    def transaction() -> Iterator[Session]:
+        nonlocal lost
+        with real() as session:
+            yield session
+        if lost < 2 and threading.current_thread().name.startswith("record-"):
+            lost += 1
+            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    job_id = bench.make_job(steps=20, pause=0.05)
+    monkeypatch.setattr(database, "transaction", transaction)
+    assert bench.train(job_id).status == "succeeded"
+    assert lost > 0
+    messages = [event.message for event in bench.rows(Event, job_id)]
+    assert len(messages) == len(set(messages)), messages
