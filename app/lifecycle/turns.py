@@ -10,10 +10,11 @@ this order that it can have. What is urgent is therefore never behind anything, 
 in the queue of the broker has to be put in order.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Subquery, func, select, update
+from sqlalchemy import ColumnElement, Row, Subquery, func, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
@@ -24,6 +25,7 @@ from app.lifecycle.room import held_back
 from app.tables import Attempt, Job, now
 
 LATELY = timedelta(hours=24)
+LOOKS, LOOK_EVERY = 50, 0.02  # seconds
 
 
 def shares() -> Subquery:
@@ -71,16 +73,29 @@ def claim_next(
     With a budget that the first one's memory does not fit in beside what runs, nothing is claimed: the slot
     waits until there is room, or large jobs would wait for ever behind small ones that came later.
     """
+    due = Job.status == "queued", Job.not_before <= now, ~held_back(), offers.can_have(offer, living)
+    while (row := _first_free(session, due)) is not None:
+        if not offer.has_left(row.memory_bytes):
+            return None
+        if held := claim(session, row.id, offer.worker, lease):
+            return held
+        # Its key's last place went to another claim in this moment: the next look sees that.
+    return None
+
+
+def _first_free(session: Session, due: Sequence[ColumnElement[bool]]) -> Row[str, int | None, int] | None:
+    """The first in the order of service whose row nobody holds: two workers never wait for the same one.
+
+    A more urgent one that is held is not passed over, and neither is the only one: another worker claims it
+    and it is gone, or the dispatcher writes to its row, which takes milliseconds. Who passed it over would
+    give the place that a job has left for it back to that job, or go home after its knock. Looking again, and
+    not waiting for the lock, keeps anybody from waiting in a circle, and from waiting for one that is frozen.
+    """
     share = shares()
     first = (
-        select(Job.id, Job.memory_bytes)
+        select(Job.id, Job.memory_bytes, Job.priority)
         .outerjoin(share, share.c.owner == Job.owner)
-        .where(
-            Job.status == "queued",
-            Job.not_before <= now,
-            ~held_back(),
-            offers.can_have(offer, living),
-        )
+        .where(*due)
         .order_by(
             Job.priority.desc(),
             func.coalesce(share.c.running, 0),
@@ -88,15 +103,15 @@ def claim_next(
             Job.seq,
         )
         .limit(1)
-        .with_for_update(of=Job, skip_locked=True)  # two workers never wait for, nor miss, the same one
+        .with_for_update(of=Job, skip_locked=True)
     )
-    while (row := session.execute(first).one_or_none()) is not None:
-        if not offer.has_left(row.memory_bytes):
-            return None
-        if held := claim(session, row.id, offer.worker, lease):
-            return held
-        # Its key's last place went to another claim in this moment: the next look sees that.
-    return None
+    for _ in range(LOOKS):
+        row = session.execute(first).one_or_none()
+        above = () if row is None else (Job.priority > row.priority,)
+        if session.scalar(select(Job.id).where(*due, *above).limit(1)) is None:
+            break
+        time.sleep(LOOK_EVERY)
+    return row
 
 
 def answer_knock(

@@ -1,7 +1,9 @@
 """Whose turn it is: the order of service, what workers can have, and who gives way to whom."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -333,6 +335,41 @@ def test_who_gives_way_comes_back_by_itself_and_loses_no_attempt(queue: Queue) -
     assert queue.knock(queue.work("w-a"), "a") == "high", "the place is the urgent one's"
     queue.end("high")
     assert queue.knock(queue.work("w-a")) == "a"
+
+
+@contextmanager
+def held_for(queue: Queue, job_id: str, seconds: float) -> Iterator[None]:
+    """Somebody holds the job's row, as the dispatcher does that announces it or makes room for it."""
+    with queue.database.transaction() as session:
+        session.execute(select(Job.id).where(Job.id == job_id).with_for_update())
+        timer = threading.Timer(seconds, session.rollback)
+        timer.start()
+        yield
+        timer.join()
+
+
+def test_who_gave_way_does_not_get_the_place_because_somebody_looks_at_the_urgent_one(queue: Queue) -> None:
+    busy(queue, ("a", 0))
+    queue.add("high", priority=1)
+    assert queue.make_room() == ["a"]
+    assert give_back(queue, "a") == "queued"
+    with held_for(queue, "high", 0.2):
+        assert queue.knock(queue.work("w-a")) == "high"
+
+
+def test_a_knock_is_heard_while_the_dispatcher_still_notes_that_it_knocked(queue: Queue) -> None:
+    queue.add("a")
+    offer = queue.work("w")
+    with held_for(queue, "a", 0.2):
+        assert queue.knock(offer, "a") == "a"
+
+
+def test_what_somebody_frozen_holds_keeps_nobody_else_waiting(queue: Queue) -> None:
+    queue.add("high", priority=1)
+    queue.add("a")
+    offer = queue.work("w")
+    with held_for(queue, "high", 3):
+        assert queue.knock(offer) == "a"
 
 
 @pytest.mark.parametrize("how", ["succeeds", "dies", "is cancelled", "is paused", "nobody waits"])
