@@ -127,19 +127,24 @@ class Dispatcher:
 
     async def _announce_due(self) -> None:
         again, fresh = self.settings.redispatch, MISSED * self.settings.heartbeat
+        if not self.broker_reachable and not await self.ping_broker():
+            return  # a worker that hears nothing of what is marked as announced takes itself for deaf
         async with self.database.transaction() as session:
             due = await run(session, announcements.due, again, fresh)
         for job_id in due:
+            async with self.database.transaction() as session:
+                if not await run(session, announcements.mark_dispatched, job_id):
+                    continue
             try:
                 await _in(self._publisher, announce, self._celery, job_id)
             except Exception as error:  # kombu and redis-py raise many kinds; all mean: not now
                 if self.broker_reachable:
                     log.warning("broker_unreachable", error=type(error).__name__)
                 self.broker_reachable = False
+                async with self.database.transaction() as session:
+                    await run(session, announcements.take_back, job_id)
                 return
             self.broker_reachable = True
-            async with self.database.transaction() as session:
-                await run(session, announcements.mark_dispatched, job_id)
 
     async def _make_room(self) -> None:
         """Where urgent jobs wait and no slot is free, somebody gives way."""

@@ -39,9 +39,17 @@ def due(session: Session, again: timedelta, fresh: timedelta) -> Sequence[str]:
     ).all()
 
 
-def mark_dispatched(session: Session, job_id: str) -> None:
-    """After publishing: a crash between the two only means a second, harmless message."""
-    session.execute(update(Job).where(Job.id == job_id, Job.status == "queued").values(dispatched_at=now))
+def mark_dispatched(session: Session, job_id: str) -> bool:
+    """Before publishing: whoever is reached by the message needs the row at once, and may want another one
+    sent, which a later mark would undo. After a crash between the two it is sent `again` later. False: nobody
+    need be told of the job any more."""
+    row = update(Job).where(Job.id == job_id, Job.status == "queued").values(dispatched_at=now)
+    return session.scalar(row.returning(Job.id)) is not None
+
+
+def take_back(session: Session, job_id: str) -> None:
+    """The message could not be sent."""
+    session.execute(update(Job).where(Job.id == job_id, Job.status == "queued").values(dispatched_at=None))
 
 
 def waits_unheard(session: Session, patience: timedelta, again: timedelta, offer: Offer) -> bool:
