@@ -30,6 +30,9 @@ def seen_by(row: int, timeline: Timeline, looks: list[Look]) -> list[tuple[torch
     found = []
     for layer in timeline.layers:
         keys, values = (each[row - look.rows.start] for each in layer.seen(look.rows, look.columns))
+        start = look.starts[(row - look.rows.start) * HEADS]
+        cells = look.cells[start : start + HEADS * keys.shape[1]]
+        assert torch.equal(layer.values.flatten(0, 2)[cells].view_as(values), values), "one by one"
         shown = torch.ones(keys.shape[1], dtype=torch.bool)
         if look.bias is not None:
             shown = look.bias[row - look.rows.start, 0, 0] == 0

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
@@ -13,19 +14,34 @@ from worker.generation.decoder import Decoder
 from worker.generation.model import Model
 
 
-def test_the_short_way_of_a_step_gives_the_logits_of_the_long_one(model: Model) -> None:
+@pytest.mark.parametrize("rows", [3, 7])  # few and many
+def test_the_short_way_of_a_step_gives_the_logits_of_the_long_one(rows: int, model: Model) -> None:
     """Rows of different lengths, through `Decoder` and through transformers' own forward pass."""
+    agree(model, rows)
+
+
+def test_a_layer_with_another_activation_goes_the_short_way_too(model: Model) -> None:
+    """Also one that is nearly the usual one, which the packed product has in it."""
+    config: Any = model.weights.config
+    changed: Any = GPT2LMHeadModel(config)
+    changed.eval().requires_grad_(False)
+    changed.transformer.h[0].mlp.act = torch.nn.ReLU()
+    changed.transformer.h[1].mlp.act = torch.nn.GELU()
+    agree(replace(model, weights=changed, decoder=Decoder.of(changed)), 7)
+
+
+def agree(model: Model, rows: int) -> None:
     assert model.decoder is not None
     logits: list[list[torch.Tensor]] = []
     for way in (model, replace(model, decoder=None)):
         timeline = Timeline()
         with torch.inference_mode():
-            for prompt in prompts(7, seed=11):
+            for prompt in prompts(rows, seed=11):
                 cache = DynamicCache()
                 places = torch.arange(len(prompt))[None]
                 way.forward(torch.tensor([prompt]), places, cache)
                 timeline.insert(states_of(cache), len(prompt))
-            steps = [way.step(torch.arange(7) + step, timeline)[0].logits for step in range(60)]
+            steps = [way.step(torch.arange(rows) + step, timeline)[0].logits for step in range(60)]
         logits.append(steps)
     for short, long in zip(*logits, strict=True):
         assert torch.allclose(short, long, atol=1e-4, rtol=0)

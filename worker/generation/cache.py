@@ -33,12 +33,15 @@ WORTH = 400_000
 
 @dataclass(frozen=True)
 class Look:
-    """What some rows see: `rows` and `columns` of the buffers; `bias`, (rows, 1, 1, columns), hides what is
-    not theirs, and is None where all of it is."""
+    """What some rows see: `rows` and `columns` of the buffers; `bias`, (rows, heads, 1, columns), hides what
+    is not theirs, and is None where all of it is. `cells` are the same places one by one, in a buffer taken
+    as (cells, head size); those of each row's head begin at one of `starts`."""
 
     rows: slice
     columns: slice
     bias: torch.Tensor | None
+    cells: torch.Tensor
+    starts: torch.Tensor
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # of its __init_subclass__
@@ -165,19 +168,22 @@ class Timeline(Cache):
             if found and 0 <= (found[-1][1] - width) * (rows.stop - rows.start) * cell < WORTH:
                 rows, width = slice(found[-1][0].start, rows.stop), found.pop()[1]
             found.append((rows, width))
-        return [
-            Look(
-                rows,
-                slice(self.now - width, self.now + 1),
-                None if min(self.lengths[rows]) == width else bias[rows, :, :, self.width - width :],
-            )
-            for rows, width in found
-        ]
+        return [self._look(rows, width, bias) for rows, width in found]
+
+    def _look(self, rows: slice, width: int, bias: torch.Tensor) -> Look:
+        columns = slice(self.now - width, self.now + 1)
+        hides = min(self.lengths[rows]) < width
+        _, heads, size, _ = self.layers[0].keys.shape
+        first = size * torch.arange(rows.start * heads, rows.stop * heads, device=bias.device)
+        cells = (first[:, None] + torch.arange(columns.start, columns.stop, device=bias.device)).flatten()
+        starts = torch.arange(0, len(cells), width + 1, device=bias.device)
+        return Look(rows, columns, bias[rows, :, :, self.width - width :] if hides else None, cells, starts)
 
     def _bias(self) -> torch.Tensor:
-        """The mask as attention adds it, (rows, 1, 1, width + 1)."""
-        zeros = torch.zeros(self.mask.shape, dtype=self.layers[0].keys.dtype, device=self.mask.device)
-        return zeros.masked_fill_(~self.mask, float("-inf"))[:, None, None]
+        """The mask as attention adds it, (rows, heads, 1, width + 1)."""
+        keys, mask = self.layers[0].keys, self.mask[:, None, None]
+        bias = keys.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+        return bias.expand(-1, keys.shape[1], -1, -1).contiguous()
 
     def _stretches(self) -> list[slice]:
         on_cpu = self.layers[0].keys.device.type == "cpu"

@@ -159,6 +159,7 @@ def load(folder: Path, name: str, device: torch.device, precision: Precision = "
         weights.set_output_embeddings(head := Head(head))
         packed = head.size
     ends = _ends_of(weights, tokenizer)
+    decoder = Decoder.of(weights)
     return Model(
         name=name,
         weights=weights,
@@ -172,8 +173,8 @@ def load(folder: Path, name: str, device: torch.device, precision: Precision = "
         # A sliding window is a second mask, which transformers makes only where it is not given the first.
         packs=getattr(weights.config, "sliding_window", None) is None,
         cache_bytes_per_token=_measure_cache(weights, device),
-        size=_size_of(weights) + packed,
-        decoder=Decoder.of(weights),
+        size=_size_of(weights) + packed + (decoder.size if decoder else 0),
+        decoder=decoder,
     )
 
 
@@ -209,7 +210,8 @@ def _encoder_of(folder: Path) -> Encoder | EncodingError:
 def weigh(folder: Path, device: torch.device) -> int:
     """About how many bytes `load` will need, by the sizes of the weight files.
 
-    The files may hold half precision; on a CPU a packed copy of the head comes on top, and one in int8.
+    The files may hold half precision; on a CPU packed copies of the head, one in int8, and of small layers
+    come on top.
     """
     stored = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
     return stored * 9 // 4 if device.type == "cpu" else stored
