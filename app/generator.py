@@ -1,23 +1,19 @@
-"""The generator process, as the API sees it: one request in, lines of JSON out.
+"""The generator process, as the API sees it: one request in, lines out.
 
 A line is `{"choice", "text", "logprobs", "finish_reason"}` (a further piece of one choice; the whole of it
 when not streaming), `{"usage": …}` (the last one), or `{"status", "error": …}` (instead of all that would
-follow). An empty line is a sign of life.
+follow). How they travel: app/link.py.
 """
 
-import json
+import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Literal, TypedDict, final
 
-import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import InvalidRequest, NotFound, ServiceError, TooMany, Unavailable
-
-# Seconds between signs of life, and without one before the generator is held to be gone.
-HEARTBEAT = 5.0
-SILENCE = 30.0
+from app.link import Gone, Line, Link
 
 
 class Generation(BaseModel):
@@ -111,54 +107,51 @@ class Generator:
     def __init__(self, url: str) -> None:
         """`url` is `http://host:port` or `unix:/path/of/socket`."""
         self.url = url
-        socket = url.removeprefix("unix:") if url.startswith("unix:") else None
-        self._client = httpx2.AsyncClient(
-            base_url="http://generator" if socket else url,
-            # No limit here: the generator's queue is the one that says 429.
-            transport=httpx2.AsyncHTTPTransport(uds=socket, limits=httpx2.Limits(max_connections=None)),
-            timeout=httpx2.Timeout(SILENCE, connect=5.0),
-        )
+        self._linking: asyncio.Task[Link] | None = None
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._linking is not None:
+            self._linking.cancel()
+            with suppress(Gone, asyncio.CancelledError):
+                await (await self._linking).close()
 
     async def answers(self) -> bool:
         """Whether it is there, within two seconds."""
         try:
-            answer = await self._client.get("/health", timeout=2.0)
-        except httpx2.HTTPError:
+            async with asyncio.timeout(2.0):
+                await (await self._linked()).answers()
+        except (Gone, TimeoutError):
             return False
-        return answer.status_code == 200
+        return True
 
     async def lines(self, generation: Generation) -> AsyncGenerator[Piece | Usage | None]:
         """Pieces, then the usage; None is a sign of life. Closing the iterator stops the generation.
 
         Raises ServiceError: what the generator says, or Unavailable where it is not there.
         """
-        body = generation.model_dump_json(exclude_defaults=True)
         try:
-            async with self._client.stream("POST", "/generate", content=body) as response:
-                if response.status_code != 200:
-                    raise away()
-                complete = False
-                async with aclosing(response.aiter_lines()) as lines:  # type: ignore[type-var]
-                    async for line in lines:
-                        read = _read(line)
-                        complete = complete or (read is not None and "total_tokens" in read)
-                        yield read
-                if not complete:
-                    raise away()
-        except httpx2.HTTPError as error:
+            link = await self._linked()
+            async with aclosing(link.lines(generation.model_dump_json(exclude_defaults=True))) as lines:
+                async for line in lines:
+                    yield None if line is None else _read(line)
+        except Gone as error:
             raise away() from error
 
+    async def _linked(self) -> Link:
+        """One link for all, another where it is over; all wait for the one being made. Raises Gone."""
+        if self._linking is None or _over(self._linking):
+            self._linking = asyncio.create_task(Link.to(self.url))
+        return await asyncio.shield(self._linking)
 
-def _read(line: str) -> Piece | Usage | None:
-    if not line:
-        return None
-    read = json.loads(line)
-    if "error" in read:
-        raise _trouble(read["status"], read["error"])
-    result: Piece | Usage = read.get("usage", read)
+
+def _over(linking: asyncio.Task[Link]) -> bool:
+    return linking.done() and (linking.cancelled() or bool(linking.exception()) or not linking.result().open)
+
+
+def _read(line: Line) -> Piece | Usage:
+    if "error" in line:
+        raise _trouble(line["status"], line["error"])
+    result: Piece | Usage = line.get("usage", line)
     return result
 
 

@@ -90,12 +90,3 @@ async def test_a_pause_gathers_what_comes_and_ends_with_the_last_word() -> None:
 async def test_who_falls_behind_hears_each_place_in_one_piece() -> None:
     mail = [(0, [written(1)]), (1, [written(7)]), (0, [written(2)])]
     assert joined(mail) == [(0, [written(1), written(2)]), (1, [written(7)])]
-
-
-async def test_an_end_is_heard_after_all_that_came_before() -> None:
-    mail: Mail[int] = Mail()
-    mail.put(1)
-    mail.end()
-    assert await mail.take(pause=LONG) == [1]
-    assert await mail.take() == []
-    assert await mail.take() == []

@@ -14,6 +14,7 @@ import uvicorn
 from app import model_folder
 from app.catalogue import locate
 from app.errors import InvalidRequest
+from app.limits import MAX_JSON_BYTES
 from app.settings import Settings
 from app.storage import Store
 from worker.generation import confinement
@@ -87,7 +88,11 @@ def main() -> None:
         precision=settings.generator_precision,
     )
     config = uvicorn.Config(
-        app, log_level=settings.log_level.lower(), access_log=False, timeout_graceful_shutdown=3
+        app,
+        log_level=settings.log_level.lower(),
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        ws_max_size=2 * MAX_JSON_BYTES,  # of a request as the API puts it, with its defaults resolved
     )
     # uvicorn stops on SIGTERM, then raises it again for the handler it found here: this one exits with 0.
     signal.signal(signal.SIGTERM, lambda *_: None)

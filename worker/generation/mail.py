@@ -20,7 +20,6 @@ class Mail(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._idle = False
-        self._ended = False
 
     def add(self, item: T) -> bool:
         """Of any thread; whether the reader sleeps until it is woken."""
@@ -30,17 +29,8 @@ class Mail(Generic[T]):
     def wake(self) -> None:
         self._arrived.set()
 
-    def put(self, item: T) -> None:
-        self.add(item)
-        self.wake()
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        self._ended = True
-        self.wake()
-
     async def take(self, pause: float = 0) -> list[T]:
-        """Everything that has come, at least one item; nothing once it has ended.
+        """Everything that has come, at least one item.
 
         Lets up to `pause` seconds pass first, so that more comes together; being woken ends them.
         """
@@ -50,14 +40,11 @@ class Mail(Generic[T]):
             self._arrived.clear()
             # First say so, then look: whoever adds first adds, then looks whether it was said.
             self._idle = True
-            if self._items or self._ended:
+            if self._items:
                 break
             await self._arrived.wait()
         self._idle = False
-        items = [self._items.popleft() for _ in range(len(self._items))]
-        if self._ended:
-            self._arrived.set()
-        return items
+        return [self._items.popleft() for _ in range(len(self._items))]
 
     async def _sleep(self, most: float) -> None:
         """Until woken, or for so many seconds. A timer that wakes is a third of `asyncio.timeout`."""

@@ -1,23 +1,24 @@
-"""The generator's HTTP side: POST /generate answers lines of JSON (see app/generator.py), GET /health."""
+"""The generator's side of the line: answers over a WebSocket (see app/link.py), and GET /health."""
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.errors import InvalidRequest, ServiceError, TooMany
-from app.generator import HEARTBEAT, Generation
+from app.generator import Generation
+from app.link import PATH
 from worker.generation.answer import Answer
 from worker.generation.engine import Engine, Stepper
 from worker.generation.loaded import LoadedModels, Locate
@@ -34,51 +35,58 @@ PAUSE = 0.05  # seconds between two pieces of one answer
 PIECES = 80
 LONGEST_PAUSE = 0.4
 
-Say = Callable[[Sequence[Mapping[str, Any]]], Awaitable[None]]
+Line: TypeAlias = Mapping[str, Any]
+Say: TypeAlias = Callable[[Sequence[Line]], None]
+Work: TypeAlias = Callable[[Any, Say], Coroutine[Any, Any, None]]
 
 
-class Reply(Response):
-    """The lines of one answer, sent by the task that makes them: one that would only pass them on costs as
-    much again, and all of it while the engine waits for the interpreter's lock."""
+class Caller:
+    """One API on the line: the answers that it waits for, by its numbers, and what it has yet to be told.
 
-    media_type = "application/x-ndjson"
+    Lines of all its answers go in one message, as many as there are when the last one is out: so the engine
+    waits for the interpreter's lock once in a step, not once an answer.
+    """
 
-    def __init__(self, work: Callable[[Say], Awaitable[None]]) -> None:
-        super().__init__()
-        del self.headers["content-length"]
-        self._work = work
-        self._said = 0  # how often
+    def __init__(self, socket: WebSocket, work: Work) -> None:
+        self._socket, self._work = socket, work
+        self._answers: dict[int, asyncio.Task[None]] = {}
+        self._lines: list[tuple[int, Sequence[Line]]] = []
+        self._said = asyncio.Event()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def say(lines: Sequence[Mapping[str, Any]]) -> None:
-            self._said += 1
-            body = "".join(json.dumps(line) + "\n" for line in lines).encode()
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        work = asyncio.ensure_future(self._work(say))
-        gone = asyncio.create_task(_leave(receive))
+    async def serve(self) -> None:
+        """Until it has gone; whatever was being written for it ends with the next step."""
+        await self._socket.accept()
+        telling = asyncio.create_task(self._tell())
         try:
-            done: set[asyncio.Future[Any]] = set()
-            while not done:
-                before = self._said
-                done, _ = await asyncio.wait(
-                    {work, gone}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done and self._said == before:
-                    await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+            while True:
+                self._hear(await self._socket.receive_json())
+        except WebSocketDisconnect:
+            pass
         finally:
-            # Also when the client has gone: whatever was being written for it ends with the next step.
-            work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
-        await send({"type": "http.response.body", "body": b""})
+            tasks = [telling, *self._answers.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _hear(self, order: dict[str, Any]) -> None:
+        number = order["id"]
+        if "generation" in order:
+            task = asyncio.create_task(self._work(order["generation"], partial(self._say, number)))
+            self._answers[number] = task
+            task.add_done_callback(lambda _: self._answers.pop(number))
+        elif number in self._answers:  # else its last line was on its way
+            self._answers[number].cancel()
 
-async def _leave(receive: Receive) -> None:
-    """Until the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    def _say(self, number: int, lines: Sequence[Line]) -> None:
+        self._lines.append((number, lines))
+        self._said.set()
+
+    async def _tell(self) -> None:
+        while True:
+            await self._said.wait()
+            self._said.clear()
+            lines, self._lines = self._lines, []
+            await self._socket.send_text(json.dumps(lines, separators=(",", ":")))
 
 
 class Server:
@@ -97,33 +105,29 @@ class Server:
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "answering": self._answering, "models": self._models.listed()})
 
-    async def generate(self, request: Request) -> Response:
-        """Always 200: the first line may be an error. So signs of life go out while a model loads."""
-        body = await request.body()
-        return Reply(lambda say: self._work(body, say))
+    async def answers(self, socket: WebSocket) -> None:
+        await Caller(socket, self._work).serve()
 
     def close(self) -> None:
         self._engine.close()
         self._models.close()
 
-    async def _work(self, body: bytes, say: Say) -> None:
+    async def _work(self, generation: Any, say: Say) -> None:
         self._answering += 1
         try:
             if self._answering > self._queue:
                 raise TooMany(f"{self._queue} completions are waiting or running; try again in a moment.")
-            last = await self._answer(_parse(body), say)
+            await self._answer(_parse(generation), say)
         except ServiceError as error:
-            last = [{"status": error.status, **error.body()}]
+            say([{"status": error.status, **error.body()}])
         except Exception:
             log.exception("a request failed")
             refusal = ServiceError("The generator failed at this request.", code="internal_error")
-            last = [{"status": refusal.status, **refusal.body()}]
+            say([{"status": refusal.status, **refusal.body()}])
         finally:
             self._answering -= 1
-        await say(last)  # a reader who is slow to take it holds nobody's place
 
-    async def _answer(self, request: Generation, say: Say) -> list[Mapping[str, Any]]:
-        """Says all but the last pieces, which are returned with the usage."""
+    async def _answer(self, request: Generation, say: Say) -> None:
         async with self._models.borrow(request.source, request.name, request.base, request.seal) as model:
             answer = await asyncio.to_thread(Answer, request, model)  # a long prompt takes a while to encode
             heard: Mail[tuple[int, Sequence[Event]]] = Mail()
@@ -131,13 +135,14 @@ class Server:
             try:
                 pause = 0.0
                 while True:
-                    pieces: list[Mapping[str, Any]] = []
+                    pieces: list[Line] = []
                     for place, events in joined(await heard.take(pause)):
                         pieces += answer.hear(place, events, tickets[place])
                     if answer.done:
-                        return [*pieces, *answer.results(), {"usage": answer.usage}]
+                        say([*pieces, *answer.results(), {"usage": answer.usage}])
+                        return
                     if pieces:
-                        await say(pieces)
+                        say(pieces)
                     # The first piece goes out at once.
                     pause = min(LONGEST_PAUSE, max(PAUSE, self._answering / PIECES))
             finally:
@@ -155,9 +160,9 @@ def joined(mail: Sequence[tuple[int, Sequence[Event]]]) -> list[tuple[int, Seque
     return list(joined.items())
 
 
-def _parse(body: bytes) -> Generation:
+def _parse(generation: Any) -> Generation:
     try:
-        return Generation.model_validate_json(body)
+        return Generation.model_validate(generation)
     except ValidationError as error:
         # Only an API of another version gets here: ours sends what it has checked.
         raise InvalidRequest(f"The generator does not understand this: {error.errors()[0]['msg']}") from error
@@ -180,7 +185,7 @@ def create_app(
     models = LoadedModels(locate, memory_bytes, device or default_device(), precision)
     server = Server(Stepper(), models, queue)
     routes = [
-        Route("/generate", server.generate, methods=["POST"]),
+        WebSocketRoute(PATH, server.answers),
         Route("/health", server.health),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
