@@ -143,6 +143,7 @@ def generating(path: Path, models: Path, queue: int) -> Iterator[Member]:
     with socket.socket(socket.AF_UNIX) as listener:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
+        listener.listen()  # who comes before it has started waits
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         member = Member(f"unix:{path}", server, thread)
