@@ -12,8 +12,8 @@ from typing import Any, Literal, TypedDict, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import InvalidRequest, NotFound, ServiceError, TooMany, Unavailable
-from app.link import Gone, Line, Link
+from app.errors import InvalidRequest, NotFound, ServiceError, TooLarge, TooMany, Unavailable
+from app.link import LONGEST, Gone, Line, Link
 
 
 class Generation(BaseModel):
@@ -127,11 +127,15 @@ class Generator:
     async def lines(self, generation: Generation) -> AsyncGenerator[Piece | Usage | None]:
         """Pieces, then the usage; None is a sign of life. Closing the iterator stops the generation.
 
-        Raises ServiceError: what the generator says, or Unavailable where it is not there.
+        Raises ServiceError: what the generator says, Unavailable where it is not there, or TooLarge: numbers
+        such as 1e15 are written out, so a schema of them grows to four times what was sent.
         """
+        wanted = generation.model_dump_json(exclude_defaults=True)
+        if len(wanted.encode()) > LONGEST:
+            raise TooLarge(f"Written out, this takes more than {LONGEST:,} bytes.", code="body_too_large")
         try:
             link = await self._linked()
-            async with aclosing(link.lines(generation.model_dump_json(exclude_defaults=True))) as lines:
+            async with aclosing(link.lines(wanted)) as lines:
                 async for line in lines:
                     yield None if line is None else _read(line)
         except Gone as error:

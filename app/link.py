@@ -17,7 +17,12 @@ from typing import Any, TypeAlias
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
+from app.limits import MAX_JSON_BYTES
+
 PATH = "/answers"
+# Bytes of a generation: of a body with its defaults resolved. The generator hangs up on who sends much more,
+# and all answers of that API would end with it.
+LONGEST = 2 * MAX_JSON_BYTES
 # Seconds: to connect; between signs of life, and without one before the generator is held to be gone.
 CONNECT = 5.0
 HEARTBEAT = 5.0
@@ -45,6 +50,7 @@ class Link:
         self._numbers = itertools.count()
         self._mail: dict[int, asyncio.Queue[Line | None]] = {}  # of answers on their way; None: gone
         self._orders: asyncio.Queue[str] = asyncio.Queue()
+        self.open = True
         self._hearing = asyncio.create_task(self._hear())
         self._telling = asyncio.create_task(self._tell())
 
@@ -69,10 +75,6 @@ class Link:
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed) as error:
             raise Gone from error
         return cls(connection)
-
-    @property
-    def open(self) -> bool:
-        return not self._hearing.done()
 
     async def close(self) -> None:
         self._telling.cancel()
@@ -126,9 +128,10 @@ class Link:
                     if mail := self._mail.get(number):
                         for line in lines:
                             mail.put_nowait(line)
-        except (ConnectionClosed, ValueError, TypeError):  # the latter two: of something that is no generator
-            pass
+        except (ConnectionClosed, ValueError, TypeError, RecursionError):
+            pass  # all but the first: of something that is no generator
         finally:
+            self.open = False  # who comes while it is being closed is told by nobody else
             self._telling.cancel()
             for mail in self._mail.values():
                 mail.put_nowait(None)

@@ -17,12 +17,15 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket
+from websockets.asyncio.client import unix_connect
+from websockets.asyncio.server import ServerConnection, unix_serve
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app import link
 from app.catalogue import Source
 from app.chunks import TextChunks
 from app.completion import StreamedCompletion
-from app.errors import Unavailable
+from app.errors import TooLarge, Unavailable
 from app.generator import Generation, Generator, Piece, Usage
 from app.link import PATH, Gone, Link
 from worker.generation.server import Caller, Say, Work
@@ -203,6 +206,84 @@ async def test_it_goes_nowhere_else_and_believes_no_other_server(socket_folder: 
             with pytest.raises(Gone):
                 await heard(await Link.to(url), {})
     assert not asked
+
+
+async def test_who_comes_while_it_hangs_up_on_a_stranger_does_not_wait(socket_folder: Path) -> None:
+    over = asyncio.Event()
+
+    async def deaf_stranger(line: ServerConnection) -> None:
+        line.transport.pause_reading()
+        await line.send("0")
+        await over.wait()
+        line.transport.abort()
+
+    path = socket_folder / "deaf.sock"
+    async with asyncio.timeout(20), unix_serve(deaf_stranger, str(path)):
+        line = await Link.to(f"unix:{path}")
+        try:
+            for _ in range(2):
+                with pytest.raises(Gone):
+                    await heard(line, {})
+        finally:
+            over.set()
+
+
+async def test_a_request_that_grows_too_long_is_refused_and_ends_no_other(socket_folder: Path) -> None:
+    asked, grown = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: Any, say: Say) -> None:
+        asked.set()
+        await grown.wait()
+        say([LAST])
+
+    async def answers(line: WebSocket) -> None:
+        await Caller(line, answer).serve()
+
+    path = socket_folder / "grown.sock"
+    generator = Generator(f"unix:{path}")
+    async with asyncio.timeout(60), served(path, WebSocketRoute(PATH, answers)):
+        other = asyncio.ensure_future(anext(generator.lines(Generation(source="folder:m", name="m"))))
+        await asked.wait()
+        schema = {"enum": [1e15] * 2_000_000}
+        with pytest.raises(TooLarge):
+            await anext(generator.lines(Generation(source="folder:m", name="m", json_schema=schema)))
+        grown.set()
+        assert await other == LAST["usage"]
+        await generator.close()
+
+
+NOT_ORDERS: dict[str, list[str | bytes]] = {
+    "no JSON": ["x"],
+    "no object": ["[]"],
+    "no number": ["{}"],
+    "bytes": [b'{"id": 1, "stop": true}'],
+    "no name of anything": ['{"id": [], "generation": {}}'],
+    "an abyss": ["[" * 100_000],
+    "a number twice": ['{"id": 1, "generation": {}}'] * 2,
+}
+
+
+@pytest.mark.parametrize("orders", NOT_ORDERS.values(), ids=NOT_ORDERS)
+async def test_a_stranger_on_the_generators_line_is_hung_up_on(
+    socket_folder: Path, orders: list[str | bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    where = str(socket_folder / "link.sock"), f"ws://generator{PATH}"
+    async with asyncio.timeout(20), linked(socket_folder, silent), unix_connect(*where, proxy=None) as line:
+        for order in orders:
+            await line.send(order)
+        with pytest.raises(ConnectionClosed):
+            await line.recv()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_the_page_of_another_site_cannot_use_the_generator(socket_folder: Path) -> None:
+    where = str(socket_folder / "link.sock"), f"ws://generator{PATH}"
+    async with asyncio.timeout(20), linked(socket_folder, lambda *_: asyncio.sleep(0)):
+        with pytest.raises(InvalidStatus, match="403"):
+            await unix_connect(*where, origin="http://elsewhere.example", proxy=None)
 
 
 async def test_a_stream_begins_with_the_first_sign_of_life() -> None:

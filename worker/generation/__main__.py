@@ -14,7 +14,7 @@ import uvicorn
 from app import model_folder
 from app.catalogue import locate
 from app.errors import InvalidRequest
-from app.limits import MAX_JSON_BYTES
+from app.link import LONGEST
 from app.settings import Settings
 from app.storage import Store
 from worker.generation import confinement
@@ -92,7 +92,7 @@ def main() -> None:
         log_level=settings.log_level.lower(),
         access_log=False,
         timeout_graceful_shutdown=3,
-        ws_max_size=2 * MAX_JSON_BYTES,  # of a request as the API puts it, with its defaults resolved
+        ws_max_size=LONGEST + 1024,  # with its number
     )
     # uvicorn stops on SIGTERM, then raises it again for the handler it found here: this one exits with 0.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -55,6 +55,10 @@ class Caller:
 
     async def serve(self) -> None:
         """Until it has gone; whatever was being written for it ends with the next step."""
+        if "origin" in self._socket.headers:
+            # Of a browser, which lets the page of any site open one to a port of its own machine and listen.
+            await self._socket.close()
+            return
         await self._socket.accept()
         telling = asyncio.create_task(self._tell())
         try:
@@ -62,6 +66,8 @@ class Caller:
                 self._hear(await self._socket.receive_json())
         except WebSocketDisconnect:
             pass
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            log.warning("what came is no order (%s): the line is closed", type(error).__name__)
         finally:
             tasks = [telling, *self._answers.values()]
             for task in tasks:
@@ -71,6 +77,8 @@ class Caller:
     def _hear(self, order: dict[str, Any]) -> None:
         number = order["id"]
         if "generation" in order:
+            if number in self._answers:
+                raise ValueError("a number given twice")
             task = asyncio.create_task(self._work(order["generation"], partial(self._say, number)))
             self._answers[number] = task
             task.add_done_callback(lambda _: self._answers.pop(number))
