@@ -376,5 +376,11 @@ def test_a_generator_that_dies_is_503_until_it_is_back(service: Service, client:
     assert client.completions.create(model="tiny", prompt=PROMPT).choices
 
 
-def test_a_generator_told_to_stop_leaves_with_nothing_to_complain(service: Service) -> None:
-    assert service.kill_generator(signal.SIGTERM) == 0
+def test_a_generator_told_to_stop_ends_what_it_has_begun_and_complains_of_nothing(
+    service: Service, client: OpenAI
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        begun = pool.submit(lambda: client.completions.create(**LONG | {"prompt": "a"}))
+        _until(lambda: service.health()["answering"] == 1)
+        assert service.kill_generator(signal.SIGTERM) == 0
+        assert len(begun.result(60).choices) == 128

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +24,20 @@ from worker.start import usable_store
 # How often a waiting thread of torch looks again before it sleeps, a quarter of a millisecond: for prompts,
 # and for large models, whose layers run on several threads. Who never sleeps takes the API's processor.
 SPINS = "5000"
+
+
+class PatientServer(uvicorn.Server):
+    """uvicorn closes WebSockets the moment it is told to stop: what is nearly answered would be lost."""
+
+    PATIENCE = 3.0  # seconds
+
+    def __init__(self, config: uvicorn.Config, finish: Callable[[float], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._finish = finish
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._finish(self.PATIENCE)
+        await super().shutdown(sockets)
 
 
 def listen(url: str) -> socket.socket:
@@ -96,7 +111,7 @@ def main() -> None:
     )
     # uvicorn stops on SIGTERM, then raises it again for the handler it found here: this one exits with 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[server])
+    PatientServer(config, app.state.finish).run(sockets=[server])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.errors import InvalidRequest, ServiceError, TooMany
-from app.generator import Generation
+from app.generator import Generation, away
 from app.link import PATH
 from worker.generation.answer import Answer
 from worker.generation.engine import Engine, Stepper
@@ -105,6 +105,7 @@ class Server:
         self._models = models
         self._queue = queue
         self._answering = 0
+        self._leaving = False
 
     @cached_property
     def _post(self) -> Post:
@@ -116,6 +117,15 @@ class Server:
     async def answers(self, socket: WebSocket) -> None:
         await Caller(socket, self._work).serve()
 
+    async def finish(self, patience: float) -> None:
+        """Begin nothing more, and wait so many seconds for what is being answered."""
+        self._leaving = True
+        for _ in range(int(patience / PAUSE)):
+            if not self._answering:
+                break
+            await asyncio.sleep(PAUSE)
+        await asyncio.sleep(PAUSE)  # for the last lines
+
     def close(self) -> None:
         self._engine.close()
         self._models.close()
@@ -123,6 +133,8 @@ class Server:
     async def _work(self, generation: Any, say: Say) -> None:
         self._answering += 1
         try:
+            if self._leaving:
+                raise away()
             if self._answering > self._queue:
                 raise TooMany(f"{self._queue} completions are waiting or running; try again in a moment.")
             await self._answer(_parse(generation), say)
@@ -196,4 +208,6 @@ def create_app(
         WebSocketRoute(PATH, server.answers),
         Route("/health", server.health),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.state.finish = server.finish
+    return app
