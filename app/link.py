@@ -10,6 +10,7 @@ From here: `{"id", "generation"}` begins an answer, `{"id", "stop"}` ends it bef
 import asyncio
 import itertools
 import json
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -27,6 +28,10 @@ LONGEST = 2 * MAX_JSON_BYTES
 CONNECT = 5.0
 HEARTBEAT = 5.0
 SILENCE = 30.0
+
+# At the level `debug` the library writes every frame down: what people ask, and what they are answered.
+FRAMES = logging.getLogger(f"{__name__}.frames")
+FRAMES.setLevel(logging.INFO)
 
 Line: TypeAlias = dict[str, Any]
 
@@ -64,6 +69,7 @@ class Link:
             connection = await _Direct(
                 address + PATH,
                 **where,
+                logger=FRAMES,
                 proxy=None,
                 compression=None,
                 max_size=None,  # all candidates of an answer with their log-probabilities may be one line

@@ -104,7 +104,8 @@ def main() -> None:
     )
     config = uvicorn.Config(
         app,
-        log_level=settings.log_level.lower(),
+        # Never `debug`: every frame of the line would be written down, with what people ask and are answered.
+        log_level=max(logging.INFO, logging.getLevelNamesMapping()[settings.log_level.upper()]),
         access_log=False,
         timeout_graceful_shutdown=3,
         ws_max_size=LONGEST + 1024,  # with its number
