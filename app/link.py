@@ -1,7 +1,7 @@
 """One connection to a generator, a WebSocket, which all that an API process asks of it shares.
 
-An HTTP request for each answer was a third of the API's work on it, and held the interpreter's lock of the
-generator while its engine wanted that. Here whatever is ready for all answers goes in one message.
+With an HTTP request for each, an answer of 56 tokens among 64 took the API 7.1 ms of a processor, and takes
+5.4 so: whatever is ready for all answers goes in one message.
 
 From here: `{"id", "generation"}` begins an answer, `{"id", "stop"}` ends it before its time. From there:
 `[[id, [line, …]], …]`, lines of several answers as app/generator.py has them.
