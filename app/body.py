@@ -1,8 +1,8 @@
 """The base of every JSON body: an unknown key is refused by name, with the nearest right one."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,9 @@ class Body(BaseModel):
     """A key that is null counts as absent, as the SDK sends it for an explicit None."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    # Whether its strings go to PostgreSQL, which has no NUL.
+    stored: ClassVar[bool] = True
 
     @model_validator(mode="before")
     @classmethod
@@ -32,8 +35,11 @@ class Body(BaseModel):
                 )
         if _depth(values) > MAX_DEPTH:
             raise PydanticCustomError("too_deep", "Nested more than {most} levels deep.", {"most": MAX_DEPTH})
-        if not _is_text(values):
-            raise PydanticCustomError("not_text", "A string holds NUL or half of a surrogate pair.")
+        for text in _strings(values):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise PydanticCustomError("not_text", "A string holds half of a surrogate pair.")
+            if cls.stored and "\0" in text:
+                raise PydanticCustomError("not_text", "A string holds NUL, which cannot be stored.")
         return {key: value for key, value in values.items() if value is not None}
 
 
@@ -47,15 +53,17 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _is_text(value: Any) -> bool:
-    """Whether every string in it can be kept: PostgreSQL has no NUL, UTF-8 no lone surrogate."""
+def _strings(value: Any) -> Iterator[str]:
+    """Every name and every string in it."""
     match value:
         case str():
-            return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+            yield value
         case dict():
-            return all(_is_text(name) and _is_text(item) for name, item in value.items())
+            for name, item in value.items():
+                yield from _strings(name)
+                yield from _strings(item)
         case list():
             # Token ids: a prompt may hold thousands, none of them a string.
-            return all(isinstance(item, int) or _is_text(item) for item in value)
-        case _:
-            return True
+            for item in value:
+                if not isinstance(item, int):
+                    yield from _strings(item)

@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from app.body import Body
-from app.generation_request import GenerationRequest, is_text, refuse
+from app.generation_request import GenerationRequest, Unstored, is_text, refuse
 from app.tables import JsonObject
 
 # Cannot be done here, and an answer without it would not be the one that was asked for.
@@ -37,7 +36,7 @@ def _text_of(part: object) -> str:
     return str(part[kind])
 
 
-class Message(Body):
+class Message(Unstored):
     """One turn of the conversation; a message that came as an answer can be sent back as it is."""
 
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
@@ -69,7 +68,7 @@ class Message(Body):
         return {"role": self.role, "content": content or "", **rest}
 
 
-class ResponseFormat(Body):
+class ResponseFormat(Unstored):
     """`text`, or JSON: any object, or what the schema says, whatever the model's weights are."""
 
     type: Literal["text", "json_object", "json_schema"]

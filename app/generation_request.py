@@ -33,14 +33,20 @@ def _as_stops(value: object) -> list[str]:
     return stops
 
 
-class StreamOptions(Body):
+class Unstored(Body):
+    """What is answered and forgotten: NUL is a character like any other, and models do write it."""
+
+    stored = False
+
+
+class StreamOptions(Unstored):
     """What a stream carries besides text."""
 
     include_usage: bool = Field(False, description="One more chunk at the end, with the usage")
     include_obfuscation: bool = Field(False, description="Ignored: nothing is padded here")
 
 
-class GenerationRequest(Body):
+class GenerationRequest(Unstored):
     """OpenAI's options with OpenAI's ranges and defaults, and our top_k, min_p and repetition_penalty."""
 
     model: str = Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$", description="Any model's name")

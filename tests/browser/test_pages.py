@@ -91,6 +91,7 @@ def test_an_answer_is_stopped_and_a_chat_goes_on(new_page: NewPage, jobs: list[s
     page.get_by_role("button", name="Chat").click()
     page.get_by_text("Sampling", exact=True).click()
     page.get_by_label("Tokens at most").fill("5")
+    page.get_by_label("Temperature").fill("0")
     for said in ("How long does rice take?", "And beans?"):
         page.get_by_label("Your message").fill(said)
         page.get_by_label("Your message").press("Control+Enter")

@@ -219,6 +219,17 @@ def test_any_model_answers_json(client: OpenAI, name: str) -> None:
         assert {choice.finish_reason for choice in done.choices} <= {"stop", "length"}
 
 
+def test_whatever_a_model_wrote_can_be_sent_back(client: OpenAI, folder: Path) -> None:
+    nul = Encoder.load(folder).tokenizer.encode("\0").ids[0]
+    call: dict[str, Any] = CALL | {"logit_bias": {str(nul): 100}, "max_completion_tokens": 2}
+    said = client.chat.completions.create(**call).choices[0].message
+    assert said.content == "\0\0"
+    more = [*ASKED, said.model_dump(), {"role": "user", "content": [{"type": "text", "text": "\0?"}]}]
+    assert client.chat.completions.create(**CALL | {"messages": more}).choices
+    done = client.completions.create(model="tiny", prompt="Serve\0", max_tokens=1, echo=True)
+    assert done.choices[0].text.startswith("Serve\0")
+
+
 async def test_an_answer_is_parsed_into_the_class_its_schema_came_from(
     service: Service, client: OpenAI
 ) -> None:
