@@ -19,15 +19,18 @@ def retire(session: Session, job_id: str, keep: int) -> None:
         .order_by(Checkpoint.step.desc())
         .limit(keep)
     )
+    old = (
+        Checkpoint.job_id == job_id,
+        Checkpoint.deleted_at.is_(None),
+        Checkpoint.best.is_(False),
+        Checkpoint.id.not_in(newest),
+        ~is_needed(),
+    )
+    # In two steps as app.retention does, and without waiting: what another job is being made from stays.
+    ids = session.scalars(select(Checkpoint.id).where(*old).with_for_update(skip_locked=True)).all()
     session.execute(
         update(Checkpoint)
-        .where(
-            Checkpoint.job_id == job_id,
-            Checkpoint.deleted_at.is_(None),
-            Checkpoint.best.is_(False),
-            Checkpoint.id.not_in(newest),
-            ~is_needed(),
-        )
+        .where(Checkpoint.id.in_(ids), *old)
         .values(deleted_at=now)
         .execution_options(synchronize_session=False)
     )

@@ -1,5 +1,6 @@
 """Delete means gone, whatever is killed in between; what is in use or may yet become known stays."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
@@ -215,6 +216,25 @@ async def test_a_file_that_expires_stays_while_a_job_is_to_read_it(
     await run(session, wishes.cancel, "ftjob-1", "me")
     await purge.expire_files(session)
     assert {found.row_id for found in await purge.doomed(session)} == {"file-1", "file-2"}
+
+
+async def test_a_file_of_which_a_job_is_made_in_its_last_moment_stays(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Its maker holds the row until the job is there; whoever waited for it would not see the job."""
+    database = Database(Settings(home=tmp_path, database_url=database_url))
+    async with database.transaction() as session:
+        session.add(a_file("file-1", expires_at=now))
+    async with database.transaction() as sweeper:
+        async with database.transaction() as maker:
+            await maker.execute(select(File.id).with_for_update(read=True))
+            sweep = asyncio.create_task(purge.expire_files(sweeper))
+            await asyncio.sleep(0.3)
+            await a_job(maker, "ftjob-1")
+        await sweep
+    async with database.transaction() as session:
+        assert await purge.doomed(session) == []
+    await database.close()
 
 
 async def test_what_was_encoded_of_a_file_goes_with_it(store: Folder) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -142,6 +143,26 @@ def test_a_checkpoint_that_a_job_is_being_made_from_is_left_alone(
         assert retire_old(database) == 2
     assert steps(database, worker.job_id) == [5]
     assert retire_old(database) == 1
+
+
+def test_nor_does_the_next_save_wait_for_it(
+    client: OpenAI, database: WorkerDatabase, worker: Reporter
+) -> None:
+    worker._rows.keep = 1
+    other = make_job(client)
+    with ThreadPoolExecutor(1) as threads:
+        with database.transaction() as maker:
+            row = select(Checkpoint.key).where(Checkpoint.job_id == worker.job_id, Checkpoint.step == 5)
+            key = maker.scalar(row.with_for_update(read=True))
+            save = threads.submit(worker.save, 20)
+            time.sleep(0.5)
+            assert steps(database, worker.job_id) == [5, 10, 20]
+            maker.execute(update(Job).where(Job.id == other).values(source=f"store:{key}"))
+        save.result()
+    worker.save(21)
+    assert steps(database, worker.job_id) == [5, 10, 21]
+    client.fine_tuning.jobs.cancel(other)
+    worker.fail()
 
 
 def test_events_go_and_curves_are_thinned_once(database: WorkerDatabase, worker: Reporter) -> None:
