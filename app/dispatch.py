@@ -167,7 +167,7 @@ class Dispatcher:
             except StoreAway as error:
                 log.warning("not_purged", key=doomed.key, error=str(error))
                 return
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a link in its path leads out of the store
                 log.warning("not_purged", key=doomed.key, error=str(error))
                 continue
             async with self.database.transaction() as session:

@@ -1,6 +1,7 @@
 """The store that is a local folder. Written under a temporary name, then renamed."""
 
 import contextlib
+import os
 import secrets
 import shutil
 import time
@@ -26,6 +27,14 @@ class Folder(Store):
         ):
             raise ValueError(f"not a key of this store: {key!r}")
         return path
+
+    def _entry(self, key: str) -> Path:
+        """The same for what is looked at or removed as it lies there: it may be a link itself, which is not
+        followed. Raises ValueError."""
+        folder, _, name = key.rpartition("/")
+        if name in ("", ".", ".."):
+            raise ValueError(f"not a key of this store: {key!r}")
+        return self.path(folder) / name
 
     def check(self, key: str) -> None:
         self.path(key)
@@ -62,28 +71,29 @@ class Folder(Store):
                 yield data
 
     def names(self, folder: str) -> list[str]:
-        path = self.path(folder)
-        return sorted(inner.name for inner in path.iterdir()) if path.is_dir() else []
+        path = self._entry(folder)
+        there = path.is_dir() and not path.is_symlink()
+        return sorted(inner.name for inner in path.iterdir()) if there else []
 
     def age(self, key: str) -> float:
         """By what was made or renamed, down to the folder's second level."""
-        path = self.path(key)
+        path = self._entry(key)
         try:
-            inner = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
-            changed = [entry.stat().st_mtime for entry in (path, *inner)]
+            inner = [] if path.is_symlink() else [*path.glob("*"), *path.glob("*/*")]
+            changed = [entry.lstat().st_mtime for entry in (path, *inner)]
         except FileNotFoundError:
             return 0.0
         return time.time() - max(changed)
 
     def delete(self, key: str) -> None:
         """Renamed first, so that no reader meets half of it."""
-        path = self.path(key)
+        path = self._entry(key)
         doomed = path.with_name(f".deleted-{path.name}")
-        if doomed.exists():
+        if os.path.lexists(doomed):
             _remove(doomed)
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
-            _remove(doomed)
+        _remove(doomed)
 
     def probe(self, write: bool = True) -> None:
         """A folder is made when it is needed."""
@@ -125,7 +135,10 @@ class Folder(Store):
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    """All of it is gone afterwards, also where another process removes the same meanwhile. Raises OSError."""
+    while os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

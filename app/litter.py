@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.lifecycle.claims import ENDED
-from app.storage import Store
+from app.storage import Store, StoreAway
 from app.tables import Checkpoint, File, Job, Model
 from app.uploads.rows import Upload
+
+log = structlog.get_logger()
 
 # No upload and no publishing takes so long; and a database that was restored from yesterday's dump should
 # not cost today's models before somebody notices.
@@ -86,31 +89,37 @@ def _known_jobs(session: Session, ids: tuple[str, ...]) -> Known:
 
 
 def remove(store: Store, part: Part, known: Known) -> list[str]:
-    """Remove what is not known of this part; the keys that went."""
+    """Remove what is not known of this part; the keys that went. What cannot be removed, as a trainer may
+    have made it, stays and keeps nothing of others. Raises StoreAway."""
     gone = []
-    for key, patience in _unknown(store, part, known):
-        if store.age(key) > patience:
-            store.delete(key)
-            gone.append(key)
+    for name in part.names:
+        try:
+            for key, patience in _unknown(store, part.kind, name, known):
+                if store.age(key) > patience:
+                    store.delete(key)
+                    gone.append(key)
+        except StoreAway:
+            raise
+        except (OSError, ValueError) as error:
+            log.warning("litter_stays", key=f"{part.kind}/{name}", error=str(error))
     return gone
 
 
-def _unknown(store: Store, part: Part, known: Known) -> Iterator[tuple[str, float]]:
+def _unknown(store: Store, kind: Kind, name: str, known: Known) -> Iterator[tuple[str, float]]:
     """Keys, and how many seconds old they must be to go."""
-    for name in part.names:
-        key = f"{part.kind}/{name}"
-        if part.kind != "jobs":
-            if key not in known.keys:
-                yield key, ABANDONED_AFTER
-        elif name not in known.jobs:
+    key = f"{kind}/{name}"
+    if kind != "jobs":
+        if key not in known.keys:
             yield key, ABANDONED_AFTER
-        else:
-            running, epoch = known.jobs[name]
-            for attempt in store.names(key):
-                form = EPOCH.fullmatch(attempt)
-                # Not what has been begun since the row was looked at.
-                if form is not None and int(form[1]) < epoch + (not running):
-                    yield from _unknown_in(store, f"{key}/{attempt}", known)
+    elif name not in known.jobs:
+        yield key, ABANDONED_AFTER
+    else:
+        running, epoch = known.jobs[name]
+        for attempt in store.names(key):
+            form = EPOCH.fullmatch(attempt)
+            # Not what has been begun since the row was looked at.
+            if form is not None and int(form[1]) < epoch + (not running):
+                yield from _unknown_in(store, f"{key}/{attempt}", known)
 
 
 def _unknown_in(store: Store, attempt: str, known: Known) -> Iterator[tuple[str, float]]:

@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import litter, purge
 from app.database import Database, run
-from app.dispatch import Connection
+from app.dispatch import Connection, Dispatcher
 from app.folder import Folder
 from app.lifecycle import claims, wishes
 from app.settings import Settings
 from app.tables import Checkpoint, File, Model, now
 from app.uploads.rows import Upload, UploadPart
+from app.watch.traffic import Traffic
 
 DAY = 25 * 3600.0
 
@@ -186,6 +187,64 @@ async def test_what_a_disk_refuses_keeps_nothing_else_from_going(session: AsyncS
     # 1 in 6 a round that it is left out: never so often in a row, save in its old place behind all others.
     rounds = [await purge.doomed(session) for _ in range(20)]
     assert any(doomed.row_id == "file-last" for found in rounds for doomed in found)
+
+
+async def test_what_a_trainer_planted_keeps_nothing_of_others(
+    session: AsyncSession, store: Folder, tmp_path: Path
+) -> None:
+    precious = put(Folder(tmp_path), "precious/inner", DAY)
+    session.add(a_file("file-1"))
+    await session.flush()
+    kept = "checkpoints/step-5"
+    for job_id in ("ftjob-1", "ftjob-2", "ftjob-3"):
+        await a_job(session, job_id)
+        claim = await run(session, claims.claim, job_id, "w", timedelta(minutes=1))
+        assert claim is not None
+        await run(session, claims.release, claim, "drained")
+        row = {"key": f"jobs/{job_id}/e1/{kept}", "manifest_sha256": "", "bytes": 1, "metrics": {}}
+        session.add(Checkpoint(id=job_id, job_id=job_id, step=5, epoch=1, name=job_id, **row))
+        for name in (kept, "checkpoints/step-9"):
+            put(store, f"jobs/{job_id}/e1/{name}/inner", 700)
+    await session.flush()
+    long = "z" * 255  # has no room for what is put before it
+    put(store, f"jobs/ftjob-1/e1/{long}", 700)
+    for planted in (store.path("jobs/ftjob-2/e1/link"), store.path("jobs/ftjob-2/e1/checkpoints/link")):
+        planted.symlink_to(precious.parent)
+        os.utime(planted, (0, 0), follow_symlinks=False)
+    gone = await tidy(session, store)
+    assert set(gone) == {
+        *(f"jobs/ftjob-{number}/e1/checkpoints/step-9" for number in (2, 3)),
+        "jobs/ftjob-2/e1/link",
+        "jobs/ftjob-2/e1/checkpoints/link",
+    }
+    assert precious.exists()
+    assert all(store.path(f"jobs/ftjob-{number}/e1/{kept}/inner").exists() for number in (1, 2, 3))
+
+
+async def test_a_checkpoint_behind_a_planted_link_keeps_no_model_from_going(
+    database_url: str, redis_url: str, store: Folder, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, database_url=database_url, redis_url=redis_url)
+    database = Database(settings)
+    async with database.transaction() as session:
+        session.add(a_file("file-1"))
+        await session.flush()
+        await a_job(session, "ftjob-1")
+        row = {"job_id": "ftjob-1", "manifest_sha256": "", "bytes": 1, "metrics": {}, "deleted_at": now}
+        key = "jobs/ftjob-1/e1/checkpoints/step-5"
+        session.add(Checkpoint(id="c1", step=5, epoch=1, key=key, name="c1", **row))
+        model = {"key": "models/m-e1", "manifest": {}, "bytes": 1, "deleted_at": now}
+        session.add(Model(id="m", owner="me", name="m", base="b", **model))
+    precious = put(Folder(tmp_path), "precious/step-5")
+    model_path = put(store, "models/m-e1/inner")
+    store.path("jobs/ftjob-1/e1").mkdir(parents=True)
+    store.path("jobs/ftjob-1/e1/checkpoints").symlink_to(precious.parent)
+    dispatcher = Dispatcher(settings, database, store, Traffic())
+    await dispatcher._purge()
+    assert not model_path.exists()
+    assert precious.exists()
+    await dispatcher.close()
+    await database.close()
 
 
 async def test_a_deletion_killed_half_way_is_finished_by_the_next(

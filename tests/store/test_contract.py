@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,16 @@ def test_a_folder_goes_whole_and_alone(store: Store) -> None:
     assert store.names("models") == ["one-more", "two"]
     store.delete("models/two")
     assert store.names("models") == ["one-more"]
+
+
+def test_two_processes_that_remove_the_same_both_do(store: Store) -> None:
+    """Who was told that it is gone forgets the key: then nothing may be left of it."""
+    for _ in range(5):
+        for number in range(100):
+            store.put(f"models/one/{number}", b"x")
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(store.delete, ["models/one"] * 3))
+        assert store.names("models") == []
 
 
 def test_an_adopted_folder_is_there_with_its_manifest(store: Store, tmp_path: Path) -> None:
