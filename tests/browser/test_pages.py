@@ -157,8 +157,8 @@ def test_a_card_becomes_a_recipe(new_page: NewPage, file_id: str) -> None:
     card = "\n".join(lines)
     page.get_by_role("dialog").locator("textarea").fill(card)
     page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#toasts")).to_contain_text("left out: world")  # first: it goes by itself
     expect(page.locator("input[name=num_epochs]")).to_have_value("2")
-    expect(page.locator("#toasts")).to_contain_text("left out: world")
     expect(fact(page, "Learning rate")).to_have_text("5e-4")
 
 
@@ -217,6 +217,7 @@ def test_two_jobs_are_compared(new_page: NewPage, jobs: list[str]) -> None:
     assert "".join(jobs) in page.url.replace("%2C", "")
     page.get_by_text("Sampling", exact=True).click()
     page.get_by_label("Tokens at most").fill("4")
+    page.get_by_label("Temperature").fill("0")  # drawn by chance, an answer may end at once
     page.get_by_label("Prompt").fill("Stir the")
     page.get_by_role("button", name="Ask").click()
     for panel in (0, 1):
@@ -290,7 +291,6 @@ def test_a_webhook_is_made_tested_and_sent_again(
     job = client.fine_tuning.jobs.create(
         model="tiny-gpt2", training_file=file_id, extra_body={"hyperparameters": {"max_steps": 1}}
     )
-    client.fine_tuning.jobs.cancel(job.id)
     wait_for_end(client, job.id)
     receiver.wait("/hook", 2)
     # What has arrived is not yet noted; one that is under way would not be sent again.
