@@ -40,9 +40,17 @@ async def usable(
             code=code,
         )
     if row.status != "processed":
-        raise InvalidRequest(f"{file_id} cannot be used: {row.status_details}", param=param, code=code)
+        raise InvalidRequest(f"{file_id} cannot be used: {_why(row)}", param=param, code=code)
     job_request.refuse_other_shape(method, file_id, row.shape, param)
     return row
+
+
+def _why(file: File) -> str:
+    """Its first problem; twenty of them in one sentence help nobody, and the file has them as a list."""
+    if not file.problems:
+        return str(file.status_details)
+    first, *others = file.problems
+    return f"line {first['line']}: {first['message']}" + ("; its `problems` tell more." if others else "")
 
 
 async def source(

@@ -1,5 +1,6 @@
 """Jobs over the wire while no worker runs: what is accepted, what is refused and how, and who sees it."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,10 +131,13 @@ def test_a_misspelt_key_is_told_the_right_one(client: OpenAI, file_id: str) -> N
 
 
 def test_a_file_that_failed_its_check_cannot_be_trained_on(client: OpenAI) -> None:
-    bad = client.files.create(file=b"not json", purpose="fine-tune")
-    with pytest.raises(openai.BadRequestError, match="line 1") as refused:
-        client.fine_tuning.jobs.create(model="tiny-gpt2", training_file=bad.id)
-    assert refused.value.code == "invalid_training_file"
+    for rows, told in ((1, r"line 1: not JSON: [^;]*"), (30, r"line 1: not JSON: [^;]*; its `problems` .*")):
+        bad = client.files.create(file=b"not json\n" * rows, purpose="fine-tune")
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.fine_tuning.jobs.create(model="tiny-gpt2", training_file=bad.id)
+        assert isinstance(refused.value.body, dict)
+        assert re.fullmatch(f"{bad.id} cannot be used: {told}", refused.value.body["message"])
+        assert refused.value.code == "invalid_training_file"
 
 
 def test_one_idempotency_key_is_one_job_however_many_ask_at_once(api: Api, file_id: str) -> None:
