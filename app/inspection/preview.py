@@ -13,7 +13,7 @@ from app.inspection.lens import Lens, Seen
 from app.inspection.refusal import Refused
 from app.recipe import Recipe
 
-SHOWN_TOKENS = 20_000  # of all rows together; of the rest only how many they are
+SHOWN_TOKENS = 20_000  # of all rows together; of one that is beyond only how many they are
 SHOWN_WINDOWS = 100  # of a row; it may have been cut into thousands
 SHOWN_CHARACTERS = 500  # of what is cut away
 Said = dict[str, Any]
@@ -37,7 +37,7 @@ def make(said: Said, recipe: Recipe) -> Said:
         shown: Said = {"row": offset + number, "complete": complete}
         for row in lens.look(pieces):
             told = _row(lens, row, budget)
-            budget = max(0, budget - row.tokens)
+            budget -= row.tokens if "ids" in told else 0
             shown.update(told if row.answer is None else {"line": row.line, row.answer: told})
         data.append(shown)
     return {

@@ -19,6 +19,7 @@ from app.dataset import read
 from app.errors import InvalidRequest
 from app.inspection import lens, patterns, report
 from app.inspection.inspector import ask_and_wait
+from app.inspection.preview import SHOWN_TOKENS
 from app.inspection.seen import LEAST, Hashes
 from app.recipe import Recipe
 from app.tiny import model as tiny
@@ -84,6 +85,14 @@ def test_a_preview_shows_every_token_and_which_are_learned(shared: OpenAI) -> No
     assert (len(row["ids"]), sum(row["learned"])) == (row["tokens"], row["trained_tokens"])
     [row] = preview(shared, file, offset=1)["data"]
     assert (row["row"], row["outcome"], row["windows"]) == (1, "untrained", [])
+
+
+def test_a_row_too_long_to_be_shown_leaves_room_for_those_after_it(shared: OpenAI) -> None:
+    file = upload(shared, jsonl([{"text": "word " * SHOWN_TOKENS}, {"text": "Red"}]))
+    long, short = preview(shared, file)["data"]
+    assert long["tokens"] > SHOWN_TOKENS
+    assert "pieces" not in long
+    assert "".join(short["pieces"]) == "Red<|endoftext|>"
 
 
 def test_a_preview_shows_what_is_cut(shared: OpenAI) -> None:
