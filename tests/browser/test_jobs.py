@@ -335,8 +335,19 @@ def test_a_job_from_a_checkpoint_is_retried_and_duplicated(
     page.get_by_role("button", name="Duplicate").click()
     expect(page.get_by_label("Base model")).to_have_value(name)
     expect(page.get_by_label("Suffix")).to_have_value("onward")
-    expect(page.locator("aside dt:text-is('Steps') + dd")).to_contain_text("1,")
+    expect(page.locator("aside dt:text-is('Steps') + dd")).to_contain_text("1 ·")
     expect(page.locator(".field-error", has_text="not")).to_have_count(0)
+
+
+def test_before_the_first_step_there_are_no_axes(new_page: NewPage, stack: Stack, file_id: str) -> None:
+    client = stack.client()
+    job = client.fine_tuning.jobs.create(
+        model="tiny-gpt2", training_file=file_id, extra_body={"requires": {"labels": ["nowhere"]}}
+    )
+    page = new_page(at=f"#/jobs/{job.id}")
+    expect(page.get_by_text("Drawn from the first step on.")).to_have_count(5)
+    expect(page.locator(".js-plotly-plot")).to_have_count(0)
+    client.fine_tuning.jobs.cancel(job.id)
 
 
 def test_a_job_of_nobody_is_an_error_that_is_designed(new_page: NewPage) -> None:
@@ -376,18 +387,24 @@ def test_the_list_is_live_and_a_job_is_cancelled_from_it(page: Page, endless: st
     expect(row.locator(".badge")).to_have_text("cancelled", timeout=60_000)
 
 
-def test_a_list_that_does_not_come_can_be_asked_for_again(new_page: NewPage) -> None:
+@pytest.mark.parametrize(
+    ("at", "asked", "there"),
+    [("jobs", "fine_tuning/jobs?*", ".jobs tbody tr"), ("machines", "workers", "article")],
+)
+def test_a_list_that_does_not_come_can_be_asked_for_again(
+    new_page: NewPage, done: str, at: str, asked: str, there: str
+) -> None:
     """The answer is made up: a database that is away for the length of one request is hard to order."""
     page = new_page(at="#/models", allow=("503",))
     page.clock.install()  # it asks every three seconds by itself: that is not what is looked at
     page.clock.pause_at(datetime.now(UTC) + timedelta(seconds=1))
     body = {"error": {"message": "The database cannot be reached right now.", "type": "server_error"}}
-    page.route("**/v1/fine_tuning/jobs?*", lambda route: route.fulfill(status=503, json=body))
-    page.locator("#nav a[href='#/jobs']").click()
+    page.route(f"**/v1/{asked}", lambda route: route.fulfill(status=503, json=body))
+    page.locator(f"#nav a[href='#/{at}']").click()
     page.get_by_role("alert").get_by_text("cannot be reached right now").wait_for()
-    page.unroute("**/v1/fine_tuning/jobs?*")
+    page.unroute(f"**/v1/{asked}")
     page.get_by_role("button", name="Try again").click()
-    page.locator(".jobs tbody tr").first.wait_for()
+    page.locator(there).first.wait_for()
 
 
 TABS = ("History", "Samples", "Checkpoints", "Recipe", "Model card")

@@ -1,7 +1,7 @@
 """The dashboard's shell: the key, the pages, the themes."""
 
 import httpx2
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PHONE, NewPage, check_accessible, check_fits
 from tests.flow.stack import Stack
@@ -24,13 +24,15 @@ def test_the_key_of_the_address_is_kept_for_the_tab_and_gone_from_the_address(
 def test_without_a_key_it_is_asked_for_and_a_wrong_one_is_told(new_page: NewPage, stack: Stack) -> None:
     page = new_page(key=None, allow=("401",))
     field = page.get_by_label("API key", exact=True)
+    expect(page.get_by_role("button", name="Forget key")).to_be_hidden()
     field.fill("ft-wrong")
+    page.get_by_label("Remember it on this machine").check()
     page.get_by_role("button", name="Open the dashboard").click()
     page.get_by_text("unknown, expired or revoked").wait_for()
     assert field.get_attribute("aria-invalid") == "true"
+    assert field.input_value() == "ft-wrong", "what was typed can be mended"
     check_accessible(page)
     field.fill(stack.key)
-    page.get_by_label("Remember it on this machine").check()
     page.get_by_role("button", name="Open the dashboard").click()
     page.get_by_role("heading", name="Jobs", exact=True).wait_for()
     assert page.evaluate("localStorage.getItem('key')") == stack.key
@@ -73,6 +75,7 @@ def test_every_page_opens(page: Page) -> None:
         page.locator("main h1").wait_for()
     page.evaluate("location.hash = '#/nothing/here'")
     page.get_by_role("alert").get_by_text("no such page").wait_for()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
 
 
 def test_a_page_that_is_left_does_not_call_the_reader_back(page: Page) -> None:
@@ -105,9 +108,11 @@ def test_the_skip_link_leads_past_the_navigation(new_page: NewPage) -> None:
 
 
 def test_the_shell_fits_a_phone(new_page: NewPage) -> None:
-    page = new_page(size=PHONE)
+    """Its pages lie on a line that scrolls sideways: that which is open is in sight."""
+    page = new_page(size=PHONE, at="#/webhooks")
     page.locator("main h1").wait_for()
     check_fits(page)
+    expect(page.locator("#nav a[aria-current=page]")).to_be_in_viewport(ratio=0.9)
 
 
 def test_the_files_are_static_packed_and_checked_by_their_tag(stack: Stack) -> None:

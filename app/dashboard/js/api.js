@@ -37,7 +37,7 @@ function address(path, query) {
 }
 
 // A Response whose status is 2xx, for what is no JSON: streams, texts. Raises ApiError; AbortError where `signal` fires.
-// A 401 asks for the key.
+// A 401 asks for the key, unless `headers` brought one to be tried.
 async function raw(path, { method = 'GET', query, body, headers, signal } = {}) {
   const key = getKey();
   const own = body === undefined || body instanceof FormData || body instanceof Blob;
@@ -61,7 +61,7 @@ async function raw(path, { method = 'GET', query, body, headers, signal } = {}) 
   }
   if (answer.ok) return answer;
   const refusal = await readRefusal(answer);
-  if (answer.status === 401 && key === getKey()) window.dispatchEvent(new CustomEvent('key-wanted', { detail: refusal }));
+  if (answer.status === 401 && !headers?.authorization && key === getKey()) window.dispatchEvent(new CustomEvent('key-wanted', { detail: refusal }));
   throw refusal;
 }
 

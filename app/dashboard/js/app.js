@@ -49,6 +49,7 @@ async function open() {
   const { signal } = leaving;
   const { page, params } = match(location.hash);
   markNav(page);
+  document.getElementById('forget').hidden = !getKey();
   if (!getKey()) {
     wantKey();
     return;
@@ -67,13 +68,14 @@ async function open() {
     if (signal.aborted || error.name === 'AbortError') return;
     if (error.status === 401) return; // the key is asked for
     if (!(error instanceof ApiError)) console.error(error);
-    fill(root, errorState(error, open));
+    fill(root, errorState(error, page ? open : null));
   }
 }
 
 function wantKey(refusal = null) {
   leaving.abort();
   leaving = new AbortController();
+  document.getElementById('forget').hidden = !getKey();
   document.title = 'API key · finetuned';
   fill(main, askForKey(refusal, (key, remember) => {
     setKey(key, remember);
@@ -89,6 +91,7 @@ function drawNav() {
   nameTheme(theme);
   const leave = h('button', {
     class: 'quiet',
+    id: 'forget',
     type: 'button',
     onclick: () => {
       forgetKey();
@@ -101,8 +104,11 @@ function drawNav() {
 function markNav(page) {
   for (const anchor of document.querySelectorAll('#nav a')) {
     const here = anchor.dataset.page === (page === 'job' ? 'jobs' : page);
-    if (here) anchor.setAttribute('aria-current', 'page');
-    else anchor.removeAttribute('aria-current');
+    if (here) {
+      anchor.setAttribute('aria-current', 'page');
+      const row = anchor.parentElement; // on a phone a line that scrolls sideways
+      row.scrollLeft = anchor.offsetLeft - row.offsetLeft - (row.clientWidth - anchor.offsetWidth) / 2;
+    } else anchor.removeAttribute('aria-current');
   }
 }
 

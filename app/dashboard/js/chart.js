@@ -90,7 +90,7 @@ export function sketch(element, lines) {
 //   chart.draw(lines, options, marks)   anew or changed
 // A line: {name, steps, values, elapsed (seconds since its job began), colour: 'chart-1', dots, dash: 'dot', smoothed: false}.
 // Options: {log, smoothing: 0 to 0.99, axis: 'step' | 'time', range: [from, to] of steps or null for all,
-// ticksuffix, signed: values may be below zero}.
+// ticksuffix, signed: values may be below zero, legend: false where the page has one of its own}.
 // A mark, of steps: {step, value, text} or {from, to}. onZoom(from, to) tells the steps that the reader wants to see, nulls
 // for all; nothing is shown before the caller draws with that range, so that several charts can follow one.
 export async function makeChart(element, { label, signal, onZoom = null, tickformat = '~g' }) {
@@ -107,7 +107,7 @@ export async function makeChart(element, { label, signal, onZoom = null, tickfor
   chart.draw = (lines, options = {}, marks = []) => {
     const first = drawn === null;
     drawn = [lines, options, marks];
-    const settings = { log: false, smoothing: 0, axis: 'step', range: null, ticksuffix: '', signed: false, ...options };
+    const settings = { log: false, smoothing: 0, axis: 'step', range: null, ticksuffix: '', signed: false, legend: true, ...options };
     const unit = settings.axis === 'time' ? timeUnit(lines) : null;
     const whole = settings.range === null || all?.axis !== settings.axis;
     if (whole) all = { axis: settings.axis, lines, range: null };
@@ -167,7 +167,7 @@ function traces(line, { smoothing, axis }, unit) {
   ];
 }
 
-function layout(lines, { log, axis, range, ticksuffix, signed }, marks, unit, { tickformat, touch, own }) {
+function layout(lines, { log, axis, range, ticksuffix, signed, legend }, marks, unit, { tickformat, touch, own }) {
   const text = colour('muted');
   const line = colour('line');
   const warn = colour('warn');
@@ -180,8 +180,8 @@ function layout(lines, { log, axis, range, ticksuffix, signed }, marks, unit, { 
     paper_bgcolor: 'rgba(0,0,0,0)',
     plot_bgcolor: 'rgba(0,0,0,0)',
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
-    showlegend: lines.length > 1,
-    legend: { orientation: 'h', x: 1, xanchor: 'right', y: 1, yanchor: 'top', bgcolor: faint(colour('surface'), 0.8), font: { color: colour('text') }, itemclick: false, itemdoubleclick: false },
+    showlegend: legend && lines.length > 1,
+    legend: { orientation: 'h', x: 1, xanchor: 'right', ...(rises(lines) ? { y: 0, yanchor: 'bottom' } : { y: 1, yanchor: 'top' }), bgcolor: faint(colour('surface'), 0.8), font: { color: colour('text') }, itemclick: false, itemdoubleclick: false },
     hovermode: 'x unified',
     hoverlabel: { bgcolor: colour('raised'), bordercolor: line, font: { color: colour('text') } },
     dragmode: touch ? false : 'zoom',
@@ -194,6 +194,12 @@ function layout(lines, { log, axis, range, ticksuffix, signed }, marks, unit, { 
     shapes: stepped ? marks.map((mark) => drawMark(mark, warn)) : [],
     annotations: stepped ? marks.filter((mark) => mark.text).map((mark) => noteMark(mark, log, warn)) : [],
   };
+}
+
+// Whether the first line ends high, where the legend would cover it.
+function rises([line]) {
+  const [low, high] = span(line ? [line] : []);
+  return line !== undefined && line.values.at(-1) > (low + high) / 2;
 }
 
 // Plotly would put a line that never changes into a range of its own making, which says 1 where all is 0.0001.

@@ -6,7 +6,7 @@ import { button, field } from './parts.js';
 
 // A form; `take(key, remember)` gets a key that the service has accepted. `refusal`: why the one before was not.
 export function askForKey(refusal, take) {
-  const input = h('input', { type: 'password', name: 'key', autocomplete: 'off', spellcheck: 'false', required: true, placeholder: 'ft-…' });
+  const input = h('input', { type: 'password', name: 'key', autocomplete: 'off', spellcheck: 'false', required: true, placeholder: 'ft_…' });
   const asked = field('API key', input, { hint: 'The first one stands in the file “key” of the service’s home folder; “finetuned up” prints an address that holds it.' });
   const remember = h('input', { type: 'checkbox', name: 'remember' });
   const send = button('Open the dashboard', { kind: 'primary', type: 'submit' });

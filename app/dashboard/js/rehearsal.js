@@ -6,8 +6,8 @@ import { bytes, compact, DASH, duration, number, whole } from './format.js';
 const FACTS = [
   ['Examples', (run) => whole(run.examples)],
   ['Held out', (run) => whole(run.validation_examples)],
-  ['Tokens an epoch', (run) => (run.total_tokens === null ? DASH : `${compact(run.total_tokens)}, ${compact(run.trained_tokens)} learned`)],
-  ['Steps', (run) => (run.total_steps === null ? DASH : `${whole(run.total_steps)}, ${whole(run.steps_per_epoch)} an epoch`)],
+  ['Tokens an epoch', (run) => (run.total_tokens === null ? DASH : `${compact(run.total_tokens)} · ${compact(run.trained_tokens)} learned`)],
+  ['Steps', (run) => (run.total_steps === null ? DASH : `${whole(run.total_steps)} · ${whole(run.steps_per_epoch)} an epoch`)],
   ['Examples a step', (run) => whole(run.recipe?.total_train_batch_size)],
   ['Learning rate', (run) => (run.recipe ? number(run.recipe.learning_rate, 3) : DASH)],
   ['Parameters', (run) => compact(run.parameters)],

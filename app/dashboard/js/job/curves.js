@@ -1,9 +1,9 @@
 // A job's charts: what was measured, whole or the part that the reader zoomed into, and what comes.
 
 import { api } from '../api.js';
-import { makeChart, sketch, thin, warm, zoomHint } from '../chart.js';
-import { h, setText } from '../dom.js';
-import { bytes, compact, number, whole } from '../format.js';
+import { makeChart, sketch, thin, zoomHint } from '../chart.js';
+import { h, setText, show as fill } from '../dom.js';
+import { bytes, compact, number, percent, whole } from '../format.js';
 import { button } from '../parts.js';
 import { pause, seen } from '../stream.js';
 import { jobPath } from '../wishes.js';
@@ -14,7 +14,7 @@ const EVERY = 1_000; // ms between two drawings while numbers come
 const CHARTS = [
   { key: 'loss', title: 'Loss', large: true, lines: [['loss', 'Training', 'chart-1'], ['valid_loss', 'Validation', 'chart-2']], log: true, say: number },
   { key: 'reward_margin', title: 'Reward margin', signed: true, lines: [['reward_margin', 'Training', 'chart-1'], ['valid_reward_margin', 'Validation', 'chart-2']], say: number },
-  { key: 'reward_accuracy', title: 'Pairs in the right order', lines: [['reward_accuracy', 'Training', 'chart-1'], ['valid_reward_accuracy', 'Validation', 'chart-2']], say: number, tickformat: '.0%' },
+  { key: 'reward_accuracy', title: 'Pairs in the right order', lines: [['reward_accuracy', 'Training', 'chart-1'], ['valid_reward_accuracy', 'Validation', 'chart-2']], say: percent, tickformat: '.0%' },
   { key: 'learning_rate', title: 'Learning rate', lines: [['learning_rate', 'Learning rate', 'chart-3']], exact: true, say: number, tickformat: '.2~e' },
   { key: 'grad_norm', title: 'Gradient norm', lines: [['grad_norm', 'Gradient norm', 'chart-4']], log: true, say: number },
   { key: 'tokens_per_second', title: 'Tokens per second', lines: [['tokens_per_second', 'Tokens/s', 'chart-6']], say: compact, tickformat: '~s' },
@@ -76,13 +76,14 @@ export function makeCurves(jobId, signal, onChange) {
     const at = CHARTS.findIndex((one) => one.key === chart.key);
     const next = CHARTS.slice(at + 1).map((one) => boxes.get(one.key)?.box).find(Boolean);
     grid.insertBefore(box, next ?? null);
-    boxes.set(chart.key, { value, box, area, drawn: null });
+    boxes.set(chart.key, { value, box, area, making: null, drawn: null });
   }
 
   async function chartOf(chart) {
     if (!boxes.has(chart.key)) boxOf(chart);
     const made = boxes.get(chart.key);
-    made.drawn ??= await makeChart(made.area, { label: `${chart.title}, drawn by step`, signal, tickformat: chart.tickformat, onZoom: (from, to) => { zoom(from, to); } });
+    made.making ??= makeChart(made.area, { label: `${chart.title}, drawn by step`, signal, tickformat: chart.tickformat, onZoom: (from, to) => { zoom(from, to); } });
+    made.drawn = await made.making;
   }
 
   function draw(only = CHARTS) {
@@ -97,7 +98,7 @@ export function makeCurves(jobId, signal, onChange) {
       const lines = linesOf(chart, shown, elapsed);
       const box = boxes.get(chart.key);
       if (!box?.drawn) {
-        if (!box && lines.length) chartOf(chart).then(() => draw(), (error) => { if (!signal.aborted) console.error(error); });
+        if (!box?.making && lines.length) chartOf(chart).then(() => draw([chart]), (error) => { if (!signal.aborted) console.error(error); });
         continue;
       }
       const log = options.log && chart.log;
@@ -128,7 +129,6 @@ export function makeCurves(jobId, signal, onChange) {
 
   const first = CHARTS.filter((chart) => !chart.key.startsWith('reward'));
   first.forEach(boxOf);
-  warm();
 
   return {
     element,
@@ -137,11 +137,14 @@ export function makeCurves(jobId, signal, onChange) {
       points = (await asked).data;
       for (const chart of first) {
         const lines = linesOf(chart, points, []);
+        // Axes around nothing would show numbers that nobody measured.
         if (lines.length) sketch(boxes.get(chart.key).area, lines);
+        else fill(boxes.get(chart.key).area, h('p', { class: 'muted unmeasured' }, 'Drawn from the first step on.'));
       }
       onChange(points);
       await seen(signal);
       for (const chart of first) { // one after another: the large one is seen first
+        if (!linesOf(chart, points, []).length) continue;
         await chartOf(chart);
         if (signal.aborted) return;
         draw([chart]);

@@ -38,7 +38,7 @@ export async function show(root, params, signal) {
   const log = h('input', { type: 'checkbox', name: 'log' });
   const time = h('input', { type: 'checkbox', name: 'time' });
   const everything = h('input', { type: 'checkbox', name: 'all' });
-  const differences = h('div');
+  const differences = h('div', { class: 'differences' });
   const told = h('p', { class: 'hint', role: 'status' });
   let making = null; // once: it stays, whichever jobs are chosen
   let chart = null;
@@ -84,7 +84,7 @@ export async function show(root, params, signal) {
       const begun = points.get(id)?.[0]?.created_at ?? 0;
       return { name: nameOf(known.get(id)), steps: found.map((point) => point.step), elapsed: found.map((point) => point.created_at - begun), values: found.map((point) => point[name]), colour: colourOf(i), dots: found.length < 30 };
     });
-    chart.draw(lines.filter((line) => line.values.length), { log: log.checked && name !== 'reward_margin', smoothing: Number(smoothing.value), axis: time.checked ? 'time' : 'step', range, signed: name === 'reward_margin' });
+    chart.draw(lines.filter((line) => line.values.length), { log: log.checked && name !== 'reward_margin', smoothing: Number(smoothing.value), axis: time.checked ? 'time' : 'step', range, signed: name === 'reward_margin', legend: false }); // the chips above are one
     const without = lines.filter((line) => !line.values.length).map((line) => line.name);
     told.textContent = without.length ? `Without it: ${without.join(', ')}.` : time.checked ? 'Across: time since the first step.' : `Across: steps. ${zoomHint()}`;
   }

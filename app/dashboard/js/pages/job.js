@@ -1,6 +1,7 @@
 // One job: how it goes, live; what is wrong with it; what it was asked and what it made.
 
 import { api } from '../api.js';
+import { warm } from '../chart.js';
 import { download, modelPath } from '../download.js';
 import { h, setText, show as fill } from '../dom.js';
 import { ago, bytes, compact, DASH, duration, number, percent, time, whole } from '../format.js';
@@ -27,6 +28,7 @@ export async function show(root, { id, tab = '' }, signal) {
   const tiles = makeTiles();
   const curves = makeCurves(id, signal, (points) => tiles.measure(points));
   let job = await api.get(path, { signal });
+  if (job.progress.step) warm(); // charts will be drawn
   document.title = `${nameOf(job)} · finetuned`;
 
   const status = badge(job.status);

@@ -138,7 +138,7 @@ function makeRow(first, { signal, chosen, onChosen, changed }) {
   })));
   const element = h('tr', {},
     h('td', { class: 'pick' }, pick),
-    h('td', { class: 'job' }, h('a', { href: `#/jobs/${first.id}` }, nameOf(first)), h('div', { class: 'muted below' }, first.suffix ? `${first.model} · ` : '', h('span', { class: 'mono' }, first.id))),
+    h('td', { class: 'job' }, h('a', { href: `#/jobs/${first.id}`, title: nameOf(first) }, nameOf(first)), h('div', { class: 'muted below' }, first.suffix ? `${first.model} · ` : '', h('span', { class: 'mono' }, first.id))),
     h('td', { class: 'status' }, status),
     h('td', { class: 'how-far' }, progress, h('div', { class: 'row spread below' }, far, left)),
     h('td', { class: 'loss' }, h('div', { class: 'row nowrap' }, spark, loss)),

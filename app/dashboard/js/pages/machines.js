@@ -36,9 +36,12 @@ export async function show(root, params, signal) {
   }
 
   // The two need different scopes: a key that lacks one still sees the other.
-  const failed = (place) => (error) => { if (!signal.aborted) fill(place, errorState(error)); };
-  poll(lookAtWorkers, EVERY, signal, failed(workers));
-  poll(async () => fill(storage, storageView(await api.get('storage', { signal }))), 6 * EVERY, signal, failed(storage));
+  const failed = (place, look) => function tell(error) {
+    if (!signal.aborted) fill(place, errorState(error, () => look().catch(tell)));
+  };
+  const lookAtStorage = async () => fill(storage, storageView(await api.get('storage', { signal })));
+  poll(lookAtWorkers, EVERY, signal, failed(workers, lookAtWorkers));
+  poll(lookAtStorage, 6 * EVERY, signal, failed(storage, lookAtStorage));
 }
 
 // A card whose texts change in place.
@@ -95,6 +98,6 @@ function storageView(found) {
     h('div', { class: 'card stack' }, h('dl', { class: 'facts' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
       disk ? h('div', { class: 'meter', role: 'img', 'aria-label': `The disk is ${Math.round(100 - (100 * disk.free_bytes) / disk.total_bytes)} % full` },
         h('span', { class: 'rest', style: { width: `${100 - (100 * disk.free_bytes) / disk.total_bytes}%` } })) : null),
-    table(['Owner', ...KINDS.map((kind) => ({ text: kind[0].toUpperCase() + kind.slice(1), class: 'num' })), { text: 'Together', class: 'num' }, { text: h('span', { class: 'legend' }, KINDS.map((kind) => h('span', {}, h('i', { class: `dot ${kind}` }), kind))), class: 'wide' }], rows, { label: 'Storage by owner' }),
+    rows.length ? table(['Owner', ...KINDS.map((kind) => ({ text: kind[0].toUpperCase() + kind.slice(1), class: 'num' })), { text: 'Together', class: 'num' }, { text: h('span', { class: 'legend' }, KINDS.map((kind) => h('span', {}, h('i', { class: `dot ${kind}` }), kind))), class: 'wide' }], rows, { label: 'Storage by owner' }) : h('p', { class: 'muted' }, 'Nobody has stored anything yet.'),
   ];
 }
