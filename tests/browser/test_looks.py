@@ -57,6 +57,9 @@ def test_they_fit_a_phone(new_page: NewPage, file_id: str, jobs: list[str]) -> N
     for at in PAGES:
         turn_to(page, at, file_id, jobs)
         check_fits(page)
+    page.evaluate(f"location.hash = '#/jobs/{jobs[0]}?tab=card'")  # its name is as long as names may be
+    page.locator("#panel-card li").first.wait_for()
+    check_fits(page)
 
 
 def test_what_is_empty_says_what_to_do(new_page: NewPage, stack: Stack) -> None:

@@ -44,8 +44,10 @@ def test_the_main_job_by_clicking(new_page: NewPage, stack: Stack, rows: Path, t
     expect(fact(page, "Examples")).to_have_text("24")
     page.locator("[data-preset=quick]").click()
     expect(fact(page, "Steps")).to_contain_text("200")
+    expect(page.locator("[data-preset=quick]")).to_have_attribute("aria-pressed", "true")
     page.locator("input[name=max_steps]").fill("3")
-    expect(fact(page, "Steps")).to_contain_text(re.compile("^3,"))
+    expect(page.locator("[data-preset=quick]")).to_have_attribute("aria-pressed", "false")
+    expect(fact(page, "Steps")).to_contain_text(re.compile("^3 ·"))
     page.get_by_label("Suffix").fill("clicked")
     page.get_by_role("button", name="Create the job").click()
     page.wait_for_url("**/#/jobs/ftjob-*")
@@ -187,19 +189,16 @@ def test_another_jobs_values_are_handed_over(page: Page, stack: Stack, file_id: 
     assert page.evaluate("sessionStorage.getItem('new-job')") is None
 
 
-def test_a_file_with_problems_tells_its_lines_and_is_deleted(new_page: NewPage, tmp_path: Path) -> None:
-    page = new_page(at="#/files")
-    broken = tmp_path / "broken<b>.jsonl"
-    broken.write_text('{"text": "one"}\n{"text": 7}\nnot json\n')
-    page.get_by_label("Drop files here").set_input_files(broken)
-    drawer = page.get_by_role("dialog", name="broken<b>.jsonl")
-    problems = drawer.get_by_role("region", name="Problems of the file")
-    expect(problems.locator("tbody tr")).to_have_count(2)
-    expect(problems.locator("tbody tr").first).to_contain_text('2text"text" must be a string')
-    drawer.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Delete the file").click()
-    expect(page.locator("#toasts")).to_contain_text("is deleted")
-    expect(page.get_by_role("button", name="broken<b>.jsonl")).to_have_count(0)
+def test_without_a_model_there_is_nobody_to_ask(new_page: NewPage, stack: Stack) -> None:
+    made = stack.client().post("/api_keys", body={"name": "writer", "scopes": ["generate"]}, cast_to=object)
+    page = new_page(key=made["value"], at="#/playground", allow=("403",))  # type: ignore[index]
+    page.get_by_label("Prompt").fill("Stir the")
+    page.get_by_role("button", name="Ask").click()
+    model = page.get_by_role("combobox", name="Model 1")
+    expect(page.get_by_text("Name a model to ask.")).to_be_visible()
+    expect(model).to_be_focused()
+    model.fill("tiny-gpt2")
+    expect(page.get_by_text("Name a model to ask.")).to_be_hidden()
 
 
 def test_two_jobs_are_compared(new_page: NewPage, jobs: list[str]) -> None:

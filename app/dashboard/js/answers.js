@@ -68,7 +68,7 @@ export function answerPanel(name) {
     }
   }
 
-  return { element, write, clear: () => { show(text); setText(foot, 'Nothing written yet.'); } };
+  return { element, write, clear: () => { show(text); setText(foot, 'Nothing written yet.'); return null; } };
 }
 
 // [{token, logprob, others}] of either endpoint's form, null without scores.

@@ -70,11 +70,15 @@ export function asking({ models, choose = false, signal, onModels = () => {} }) 
       return;
     }
     promptField.refuse(null);
+    if (panels.every((panel) => !panel.name())) {
+      panels[0].refuse('Name a model to ask.');
+      return;
+    }
     stopping = new AbortController();
     const either = AbortSignal.any([stopping.signal, signal]);
     run.disabled = true;
     halt.disabled = false;
-    const answers = await Promise.all(panels.map((panel, i) => (panel.name() ? panel.answer.write(request(panel, i), either) : null)));
+    const answers = await Promise.all(panels.map((panel, i) => (panel.name() ? panel.answer.write(request(panel, i), either) : panel.answer.clear())));
     stopping = null;
     run.disabled = false;
     halt.disabled = true;
@@ -97,11 +101,12 @@ export function asking({ models, choose = false, signal, onModels = () => {} }) 
     panels = names.map((name, i) => {
       const input = h('input', { list: 'writers', value: name, name: `model-${i + 1}`, autocomplete: 'off', spellcheck: 'false', placeholder: 'none' });
       const answer = answerPanel(`model ${i + 1}`);
-      const panel = { answer, name: () => (choose ? input.value.trim() : name) };
+      const named = choose ? field(`Model ${i + 1}`, input) : h('h3', { class: 'wrap' }, name);
+      const panel = { answer, name: () => (choose ? input.value.trim() : name), refuse: (message) => { named.refuse(message); input.focus(); } };
+      input.addEventListener('input', () => named.refuse(null));
       input.addEventListener('change', () => { turns = []; drawHistory(); onModels(panels.map((one) => one.name())); });
       panel.element = h('section', { class: 'card writer', 'aria-label': name || `Model ${i + 1}` },
-        choose ? field(`Model ${i + 1}`, input) : h('h3', { class: 'wrap' }, name),
-        answer.element, h('div', { class: 'actions' }, codeButton(() => request(panel, i), { small: true })));
+        named, answer.element, h('div', { class: 'actions' }, codeButton(() => request(panel, i), { small: true })));
       return panel;
     });
     show(place, panels.map((panel) => panel.element));

@@ -3,7 +3,7 @@
 import { api } from './api.js';
 import { h, show } from './dom.js';
 import { filePreview, fileReport, problemList } from './fileview.js';
-import { bytes, count } from './format.js';
+import { bytes, count, isolated } from './format.js';
 import { badge, errorState, field, skeleton } from './parts.js';
 import { dropZone, upload } from './upload.js';
 
@@ -38,7 +38,7 @@ export function fileChooser({ label, param, changed, signal, required = false })
 
   function add(file, first = false) {
     if (!known.has(file.id)) {
-      const option = h('option', { value: file.id }, `${file.filename} · ${count(file.rows, 'row')}${file.status === 'error' ? ' · has problems' : ''}`);
+      const option = h('option', { value: file.id }, `${isolated(file.filename)} · ${count(file.rows, 'row')}${file.status === 'error' ? ' · has problems' : ''}`);
       if (first) select.options[0].after(option);
       else select.append(option);
     }

@@ -41,7 +41,8 @@ export async function fileReport(file, { model = null, validation = null, signal
 }
 
 function finding(found) {
-  const lines = found.lines?.length ? ` Line ${found.lines.slice(0, 5).join(', ')}${found.lines.length > 5 ? ' …' : ''}.` : '';
+  const { length } = found.lines ?? [];
+  const lines = length ? ` ${length === 1 ? 'Line' : 'Lines'} ${found.lines.slice(0, 5).map(whole).join(', ')}${length > 5 ? ' …' : '.'}` : '';
   return h('li', { class: `notice ${{ error: 'bad', warn: 'warn' }[found.level] ?? ''}` },
     h('strong', {}, `${found.estimated ? 'about ' : ''}${count(found.count, 'row')}: `), found.meaning, h('span', { class: 'muted' }, lines), ' ', found.action);
 }

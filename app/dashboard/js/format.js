@@ -68,5 +68,9 @@ export function ago(seconds) {
   return `${duration(since < 3600 ? Math.round(since / 60) * 60 : since < 86400 ? Math.round(since / 3600) * 3600 : Math.round(since / 86400) * 86400)} ago`;
 }
 
+// A name of somebody else's within a sentence: what it says about the direction of writing ends with it (U+202E would
+// have the "24 rows" after it read "swor 42").
+export const isolated = (name) => `\u2068${name}\u2069`;
+
 // "1 file", "3 files"
 export const count = (value, one, many = `${one}s`) => `${whole(value)} ${value === 1 ? one : many}`;

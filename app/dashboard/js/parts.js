@@ -138,6 +138,13 @@ export async function act(element, work) {
   }
 }
 
+// For catch(): what an address names may be gone; the page without it is shown then, and what is missing told.
+export const gone = (forget) => (error) => {
+  if (error.status !== 404) throw error;
+  toast(error.message, 'error');
+  forget();
+};
+
 // A page's head: title, a line below it, buttons.
 export function head(title, { about = null, actions = [] } = {}) {
   return h('div', { class: 'head' }, h('div', {}, h('h1', {}, title), about ? h('p', { class: 'muted' }, about) : null), h('div', { class: 'actions' }, actions));

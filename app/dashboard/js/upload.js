@@ -2,7 +2,7 @@
 
 import { ApiError, getKey } from './api.js';
 import { h } from './dom.js';
-import { bytes } from './format.js';
+import { bytes, isolated } from './format.js';
 
 // The file as the service keeps it. onProgress(sent, total); stops when `signal` fires. Raises ApiError, AbortError.
 export function upload(file, { onProgress = () => {}, signal } = {}) {
@@ -15,7 +15,7 @@ export function upload(file, { onProgress = () => {}, signal } = {}) {
     request.setRequestHeader('Authorization', `Bearer ${getKey()}`);
     request.upload.onprogress = (event) => onProgress(event.loaded, event.total);
     request.onload = () => settle(request, resolve, reject);
-    request.onerror = () => reject(new ApiError(0, { message: `${file.name} could not be sent: the connection broke. Try again.` }));
+    request.onerror = () => reject(new ApiError(0, { message: `${isolated(file.name)} could not be sent: the connection broke. Try again.` }));
     request.onabort = () => reject(new DOMException('left', 'AbortError'));
     signal?.addEventListener('abort', () => request.abort(), { once: true });
     request.send(form);
@@ -45,7 +45,7 @@ export function dropZone({ label, hint, multiple = false, take }) {
     for (const file of multiple ? files : files.slice(0, 1)) {
       progress.hidden = false;
       bar.style.width = '0';
-      text.lastChild.textContent = `Sending ${file.name} (${bytes(file.size)}) …`;
+      text.lastChild.textContent = `Sending ${isolated(file.name)} (${bytes(file.size)}) …`;
       try {
         await take(file, (sent, total) => { bar.style.width = `${(100 * sent) / total}%`; });
       } finally {

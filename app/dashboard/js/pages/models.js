@@ -6,7 +6,7 @@ import { h, show as fill } from '../dom.js';
 import { ago, bytes, time } from '../format.js';
 import { makeCard } from '../job/card.js';
 import { makePermissions } from '../permissions.js';
-import { act, button, buttonLink, confirmed, dialog, emptyState, errorState, head, skeleton, table, toast } from '../parts.js';
+import { act, button, buttonLink, confirmed, dialog, emptyState, errorState, gone, head, skeleton, table, toast } from '../parts.js';
 import { keep, link } from '../router.js';
 
 export const title = 'Models';
@@ -52,10 +52,12 @@ export async function show(root, params, signal) {
   fill(root, head(title, { about: 'What jobs made, and what they begin with.' }), h('div', { class: 'row' }, search), list);
   models = (await api.get('models', { signal })).data;
   draw();
-  if (params.id) openModel(models.find((one) => one.id === params.id) ?? await api.get(`models/${encodeURIComponent(params.id)}`, { signal }));
+  if (!params.id) return;
+  const open = models.find((one) => one.id === params.id) ?? await api.get(`models/${encodeURIComponent(params.id)}`, { signal }).catch(gone(() => keep('models')));
+  if (open) openModel(open);
 }
 
-function modelDrawer(model, signal, gone) {
+function modelDrawer(model, signal, removed) {
   const path = modelPath(model.id);
   const mine = model.bytes !== undefined;
   const files = h('div', { class: 'stack' }, skeleton(4));
@@ -65,7 +67,7 @@ function modelDrawer(model, signal, gone) {
     if (!await confirmed('Delete this model?', `${model.id} and its weights are removed for good; the job that made it stays.`, 'Delete the model')) return;
     await api.del(path, { signal });
     toast('The model is deleted.');
-    gone();
+    removed();
   }) });
   const facts = [
     ['Name', h('code', {}, model.id)], ['Base', model.base_model], ['Owner', model.owned_by], ['Size', mine ? bytes(model.bytes) : null], ['Published', time(model.created)],

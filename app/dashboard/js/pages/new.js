@@ -34,7 +34,11 @@ export async function show(root, params, signal) {
   const priorityField = field('Priority', priority);
   const method = h('select', { name: 'method' }, h('option', { value: 'supervised' }, 'supervised: learn the answers'), h('option', { value: 'dpo' }, 'dpo: learn which of two answers is preferred'));
   const methodField = field('Method', method);
-  const recipe = recipeForm(form, changed);
+  const recipe = recipeForm(form, () => { // it is no preset's any more
+    presetName = null;
+    mark();
+    changed();
+  });
   const presets = h('div', { class: 'presets', role: 'group', 'aria-label': 'Presets' }, form.presets.map((preset) => h('button', {
     type: 'button', class: 'preset', 'aria-pressed': 'false', dataset: { preset: preset.id }, onclick: () => take(preset),
   }, h('strong', {}, preset.title), h('span', { class: 'muted' }, preset.says))));

@@ -14,6 +14,7 @@ export async function show(root, params, signal) {
   const newest = names.find((name) => name.startsWith('ft:'));
   const given = (params.models ?? '').split(',').filter(Boolean);
   let chosen = given.length ? given : [names.find((name) => !name.startsWith('ft:')), newest].filter(Boolean);
+  if (!chosen.length) chosen = ['']; // a key may write with models that it may not list
   if (chosen.length === 1) chosen = [chosen[0], newest && newest !== chosen[0] ? newest : ''];
   const asked = asking({ models: chosen.slice(0, MOST), choose: true, signal, onModels: (now) => {
     chosen = now;
