@@ -120,5 +120,14 @@ def test_no_sum_is_cut_off_in_a_processor_without_int8_products(isa: str) -> Non
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
+def test_its_size_is_what_its_tensors_take() -> None:
+    """The budget of models in memory counts it; of the packed weights a byte each can be known."""
+    made = Screen(draw(1000))
+    kept = [each for name, each in vars(made).items() if isinstance(each, torch.Tensor) and name != "_weight"]
+    assert len(kept) == 7
+    seen = sum(each.nbytes for each in kept if each is not made._packed)
+    assert made.size == seen + 16 * BLOCK * WIDTH
+
+
 def test_this_processor_is_asked_what_it_can() -> None:
     assert screen._levels() in ((127, 128), (63, 64))

@@ -59,7 +59,8 @@ class Screen:
     @property
     def size(self) -> int:
         """Bytes."""
-        return int(self._packed.numel()) + 5 * self._scale.nbytes
+        beside = (self._lost, self._norm, self._bounds, self._scale, self._zeros, self._nowhere)
+        return int(self._packed.numel()) + sum(each.nbytes for each in beside)
 
     def best(self, states: torch.Tensor) -> list[int] | None:
         """The token of each row of (rows, width), the first one of equals; None where too many are near,
