@@ -24,10 +24,9 @@ class Chunks:
         # Another training is another source: that is what may change the answer to a seed.
         self._fingerprint = "fp_" + hashlib.sha256(source.source.encode()).hexdigest()[:10]
 
-    def whole(self, pieces: list[Piece], usage: Usage | None) -> JsonObject:
-        """One object with all choices."""
-        choices = [self.choice(piece) for piece in sorted(pieces, key=lambda piece: piece["choice"])]
-        return {**self._head(self.whole_object), "choices": choices, "usage": usage}
+    def whole(self, usage: Usage | None) -> JsonObject:
+        """One object, but for its choices."""
+        return {**self._head(self.whole_object), "usage": usage}
 
     def chunk(self, choices: list[JsonObject]) -> JsonObject:
         """One part of a stream."""

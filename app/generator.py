@@ -127,15 +127,16 @@ class Generator:
     async def lines(self, generation: Generation) -> AsyncGenerator[Piece | Usage | None]:
         """Pieces, then the usage; None is a sign of life. Closing the iterator stops the generation.
 
-        Raises ServiceError: what the generator says, Unavailable where it is not there, or TooLarge: numbers
-        such as 1e15 are written out, so a schema of them grows to four times what was sent.
+        Raises ServiceError: what the generator says, Unavailable where it is not there, InvalidRequest for an
+        answer that is too long, or TooLarge: numbers such as 1e15 are written out, so a schema of them grows
+        to four times what was sent.
         """
         wanted = generation.model_dump_json(exclude_defaults=True)
         if len(wanted.encode()) > LONGEST:
             raise TooLarge(f"Written out, this takes more than {LONGEST:,} bytes.", code="body_too_large")
         try:
             link = await self._linked()
-            async with aclosing(link.lines(wanted)) as lines:
+            async with aclosing(link.lines(wanted, whole=not generation.stream)) as lines:
                 async for line in lines:
                     yield None if line is None else _read(line)
         except Gone as error:

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -17,8 +19,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.errors import InvalidRequest, ServiceError, TooMany
-from app.generator import Generation, away
-from app.link import PATH
+from app.generator import Generation, Piece, away
+from app.link import LONGEST, PART, PATH, SILENCE, too_long
 from worker.generation.answer import Answer
 from worker.generation.engine import Engine, Stepper
 from worker.generation.loaded import LoadedModels, Locate
@@ -35,23 +37,32 @@ PAUSE = 0.05  # seconds between two pieces of one answer
 PIECES = 80
 LONGEST_PAUSE = 0.4
 
+# Pieces that are written down in one go. One with log-probabilities may be a megabyte.
+HANDFUL = 64
+
 Line: TypeAlias = Mapping[str, Any]
-Say: TypeAlias = Callable[[Sequence[Line]], None]
+# The event is set while there is room for more; who has much to say waits for it.
+Say: TypeAlias = Callable[[Sequence[Line]], asyncio.Event]
 Work: TypeAlias = Callable[[Any, Say], Coroutine[Any, Any, None]]
+
+as_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Caller:
     """One API on the line: the answers that it waits for, by its numbers, and what it has yet to be told.
 
-    Lines of all its answers go in one message, as many as there are when the last one is out: so the engine
-    waits for the interpreter's lock once in a step, not once an answer.
+    Lines of all its answers go in one message, as many as there are when the last one is out, up to PART
+    bytes or one line: so the engine waits for the interpreter's lock once in a step, not once an answer.
     """
 
     def __init__(self, socket: WebSocket, work: Work) -> None:
         self._socket, self._work = socket, work
         self._answers: dict[int, asyncio.Task[None]] = {}
-        self._lines: list[tuple[int, Sequence[Line]]] = []
+        self._lines: deque[tuple[int, str]] = deque()
+        self._length = 0  # characters
         self._said = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
 
     async def serve(self) -> None:
         """Until it has gone; whatever was being written for it ends with the next step."""
@@ -60,21 +71,25 @@ class Caller:
             await self._socket.close()
             return
         await self._socket.accept()
-        telling = asyncio.create_task(self._tell())
+        both = [asyncio.create_task(self._hear()), asyncio.create_task(self._tell())]
         try:
-            while True:
-                self._hear(await self._socket.receive_json())
-        except WebSocketDisconnect:
-            pass
-        except (LookupError, TypeError, ValueError, RecursionError) as error:
-            log.warning("what came is no order (%s): the line is closed", type(error).__name__)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            tasks = [telling, *self._answers.values()]
+            tasks = [*both, *self._answers.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _hear(self, order: dict[str, Any]) -> None:
+    async def _hear(self) -> None:
+        try:
+            while True:
+                self._take(await self._socket.receive_json())
+        except WebSocketDisconnect:
+            pass
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            log.warning("what came is no order (%s): the line is closed", type(error).__name__)
+
+    def _take(self, order: dict[str, Any]) -> None:
         number = order["id"]
         if "generation" in order:
             if number in self._answers:
@@ -85,16 +100,45 @@ class Caller:
         elif number in self._answers:  # else its last line was on its way
             self._answers[number].cancel()
 
-    def _say(self, number: int, lines: Sequence[Line]) -> None:
-        self._lines.append((number, lines))
+    def _say(self, number: int, lines: Sequence[Line]) -> asyncio.Event:
+        for line in lines:
+            text = as_json(line)
+            if len(text) > LONGEST:
+                raise too_long()
+            self._lines.append((number, text))
+            self._length += len(text)
         self._said.set()
+        if self._length > PART:
+            self._room.clear()
+        return self._room
 
     async def _tell(self) -> None:
-        while True:
-            await self._said.wait()
-            self._said.clear()
-            lines, self._lines = self._lines, []
-            await self._socket.send_text(json.dumps(lines, separators=(",", ":")))
+        try:
+            while True:
+                await self._said.wait()
+                self._said.clear()
+                while self._lines:
+                    async with asyncio.timeout(SILENCE):
+                        await self._socket.send_text(self._part())
+                    if self._length <= PART:
+                        self._room.set()
+        except WebSocketDisconnect:
+            pass
+        except TimeoutError:
+            log.warning("nothing was read for %d s: the line is closed", SILENCE)
+        except Exception:
+            log.exception("the line is closed")
+
+    def _part(self) -> str:
+        """What waits, as much of it as goes in a message."""
+        part: list[str] = []
+        length = 0
+        while self._lines and (not part or length + len(self._lines[0][1]) <= PART):
+            number, text = self._lines.popleft()
+            part.append(f"[{number},[{text}]]")
+            length += len(text)
+        self._length -= length
+        return f"[{','.join(part)}]"
 
 
 class Server:
@@ -105,6 +149,8 @@ class Server:
         self._models = models
         self._queue = queue
         self._answering = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._leaving = False
 
     @cached_property
@@ -120,10 +166,9 @@ class Server:
     async def finish(self, patience: float) -> None:
         """Begin nothing more, and wait so many seconds for what is being answered."""
         self._leaving = True
-        for _ in range(int(patience / PAUSE)):
-            if not self._answering:
-                break
-            await asyncio.sleep(PAUSE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._idle.wait()
         await asyncio.sleep(PAUSE)  # for the last lines
 
     def close(self) -> None:
@@ -132,6 +177,7 @@ class Server:
 
     async def _work(self, generation: Any, say: Say) -> None:
         self._answering += 1
+        self._idle.clear()
         try:
             if self._leaving:
                 raise away()
@@ -146,6 +192,8 @@ class Server:
             say([{"status": refusal.status, **refusal.body()}])
         finally:
             self._answering -= 1
+            if not self._answering:
+                self._idle.set()
 
     async def _answer(self, request: Generation, say: Say) -> None:
         async with self._models.borrow(request.source, request.name, request.base, request.seal) as model:
@@ -153,21 +201,24 @@ class Server:
             heard: Mail[tuple[int, Sequence[Event]]] = Mail()
             tickets = self._engine.submit(model, answer.asks, self._post.sinks(heard))
             try:
-                pause = 0.0
+                pause, handful = 0.0, HANDFUL if request.logprobs is None else 1
                 while True:
-                    pieces: list[Line] = []
                     for place, events in joined(await heard.take(pause)):
-                        pieces += answer.hear(place, events, tickets[place])
+                        await pass_on(answer.hear(place, events, tickets[place]), say, handful)
                     if answer.done:
-                        say([*pieces, *answer.results(), {"usage": answer.usage}])
+                        await pass_on(answer.results(), say, handful)
+                        say([{"usage": answer.usage}])
                         return
-                    if pieces:
-                        say(pieces)
                     # The first piece goes out at once.
                     pause = min(LONGEST_PAUSE, max(PAUSE, self._answering / PIECES))
             finally:
                 for ticket in tickets:
                     ticket.cancel()
+
+
+async def pass_on(pieces: Iterator[Piece], say: Say, handful: int) -> None:
+    while some := list(islice(pieces, handful)):
+        await say(some).wait()
 
 
 def joined(mail: Sequence[tuple[int, Sequence[Event]]]) -> list[tuple[int, Sequence[Event]]]:
