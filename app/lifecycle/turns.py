@@ -90,6 +90,7 @@ def _first_free(session: Session, due: Sequence[ColumnElement[bool]]) -> Row[str
     and it is gone, or the dispatcher writes to its row, which takes milliseconds. Who passed it over would
     give the place that a job has left for it back to that job, or go home after its knock. Looking again, and
     not waiting for the lock, keeps anybody from waiting in a circle, and from waiting for one that is frozen.
+    Between two looks nothing is held: who cancels or announces the job that was seen does not wait.
     """
     share = shares()
     first = (
@@ -105,11 +106,13 @@ def _first_free(session: Session, due: Sequence[ColumnElement[bool]]) -> Row[str
         .limit(1)
         .with_for_update(of=Job, skip_locked=True)
     )
-    for _ in range(LOOKS):
-        row = session.execute(first).one_or_none()
-        above = () if row is None else (Job.priority > row.priority,)
-        if session.scalar(select(Job.id).where(*due, *above).limit(1)) is None:
-            break
+    for left in reversed(range(LOOKS)):
+        with session.begin_nested() as look:
+            row = session.execute(first).one_or_none()
+            above = () if row is None else (Job.priority > row.priority,)
+            if left == 0 or session.scalar(select(Job.id).where(*due, *above).limit(1)) is None:
+                break
+            look.rollback()
         time.sleep(LOOK_EVERY)
     return row
 

@@ -19,7 +19,9 @@ from app.lifecycle.room import held_back
 from app.priority import HIGH, name
 from app.tables import Attempt, Checkpoint, Job, now
 
-AT_ONCE = 20  # urgent jobs looked at in one go; a key that may make them is not for everybody
+# Urgent jobs looked at in one go, by chance: twenty for which nobody can give way would else be looked at
+# every time, and nobody behind them. A key that may make them is not for everybody.
+AT_ONCE = 20
 
 
 def make_room(session: Session, least_run: timedelta, again: timedelta, fresh: timedelta) -> Sequence[str]:
@@ -27,7 +29,7 @@ def make_room(session: Session, least_run: timedelta, again: timedelta, fresh: t
     asked. For the same waiting job nobody else is asked within `again`, and not while somebody is asked."""
     other = aliased(Job)
     waiting = session.execute(
-        select(Job.id, Job.priority, Job.labels, Job.least_memory_bytes, Job.memory_bytes)
+        select(Job.id, Job.priority, Job.seq, Job.labels, Job.least_memory_bytes, Job.memory_bytes)
         .where(
             Job.status == "queued",
             Job.priority >= HIGH,
@@ -36,14 +38,14 @@ def make_room(session: Session, least_run: timedelta, again: timedelta, fresh: t
             Job.made_room_at.is_(None) | (Job.made_room_at < now - again),
             ~exists().where(other.yield_to == Job.id, other.status == "running"),
         )
-        .order_by(Job.priority.desc(), Job.seq)
+        .order_by(func.random())
         .limit(AT_ONCE)
         .with_for_update(skip_locked=True)  # of two processes that look, one asks
     ).all()
     offers = living(session, fresh) if waiting else ()
     free = {offer.worker: offer.slots - offer.running for offer in offers}
     asked = []
-    for job in waiting:
+    for job in sorted(waiting, key=lambda job: (-job.priority, job.seq)):
         suiting = [offer for offer in offers if offer.suits(job.labels, job.least_memory_bytes)]
         fitting = [offer for offer in suiting if offer.holds(job.memory_bytes)] or suiting
         open_ = [o for o in fitting if free[o.worker] > 0 and o.has_left(job.memory_bytes)]
@@ -89,9 +91,10 @@ def _victim(
 
 
 def ask(session: Session, job_id: str, for_job: str, priority: int) -> bool:
-    """Whether a running job could be asked: not where it has ended, or is to end or pause anyway."""
-    done = session.scalar(
-        update(Job)
+    """Whether a running job could be asked: not where it has ended, or is to end or pause anyway; nor while
+    its worker writes to its row, for up to a second, since nobody could claim the urgent one meanwhile."""
+    free = (
+        select(Job.id)
         .where(
             Job.id == job_id,
             Job.status == "running",
@@ -99,9 +102,9 @@ def ask(session: Session, job_id: str, for_job: str, priority: int) -> bool:
             Job.cancel_requested_at.is_(None),
             Job.pause_requested_at.is_(None),
         )
-        .values(yield_to=for_job)
-        .returning(Job.id)
+        .with_for_update(skip_locked=True)
     )
+    done = session.scalar(update(Job).where(Job.id.in_(free)).values(yield_to=for_job).returning(Job.id))
     if done is not None:
         # Nothing about the other job: it may be somebody else's.
         message = f"A job of priority {name(priority)} needs the place: the worker saves and gives way."

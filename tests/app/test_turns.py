@@ -1,6 +1,7 @@
 """Whose turn it is: the order of service, what workers can have, and who gives way to whom."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -370,6 +371,43 @@ def test_what_somebody_frozen_holds_keeps_nobody_else_waiting(queue: Queue) -> N
     offer = queue.work("w")
     with held_for(queue, "high", 3):
         assert queue.knock(offer) == "a"
+
+
+def test_a_job_that_was_only_looked_at_can_be_cancelled_at_once(queue: Queue) -> None:
+    """A worker looks again for a second, since somebody holds the urgent one."""
+    queue.add("high", priority=1)
+    queue.add("a")
+    offer = queue.work("w")
+    with ThreadPoolExecutor(1) as threads, held_for(queue, "high", 3):
+        knock = threads.submit(queue.knock, offer)
+        time.sleep(0.3)
+        began = time.monotonic()
+        with queue.database.transaction() as session:
+            wishes.cancel(session, "a", "a")
+        assert time.monotonic() - began < 0.4
+        assert knock.result() is None
+    assert queue.job("a").status == "cancelled"
+
+
+def test_nobody_waits_for_the_row_of_one_that_could_give_way(queue: Queue) -> None:
+    """Its worker writes to it for up to a second, and the urgent one could not be claimed meanwhile."""
+    busy(queue, ("a", 0))
+    queue.add("high", priority=1)
+    with held_for(queue, "a", 3):
+        began = time.monotonic()
+        assert queue.make_room() == []
+        assert time.monotonic() - began < 1
+    assert queue.make_room() == ["a"]
+
+
+def test_urgent_jobs_for_which_nobody_can_give_way_hide_no_other(queue: Queue) -> None:
+    busy(queue, ("a", 0))
+    for number in range(yielding.AT_ONCE + 5):
+        queue.add(f"high-{number}", priority=1, labels=["h100"])
+    queue.add("high", priority=1)
+    # 1 in 5 that it is left out of a round: never so often in a row.
+    assert any(queue.make_room() == ["a"] for _ in range(30))
+    assert queue.job("a").yield_to == "high"
 
 
 @pytest.mark.parametrize("how", ["succeeds", "dies", "is cancelled", "is paused", "nobody waits"])
