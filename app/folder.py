@@ -18,13 +18,11 @@ class Folder(Store):
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Where a key's bytes lie. Raises ValueError for a key that would leave the store, be it by a link
-        that lies in it."""
-        path = (self.root / key).absolute()
-        real = path.resolve()
-        if ".." in Path(key).parts or not (
-            path.is_relative_to(self.root) and real.is_relative_to(self.root.resolve())
-        ):
+        """Where a key's bytes lie. Raises ValueError for a key that would leave the store, or by a link that
+        lies in it the file, model or job that it belongs to: the others may be somebody else's."""
+        path, parts = (self.root / key).absolute(), Path(key).parts
+        own = self.root.resolve().joinpath(*parts[:2])
+        if ".." in parts or not (path.is_relative_to(self.root) and path.resolve().is_relative_to(own)):
             raise ValueError(f"not a key of this store: {key!r}")
         return path
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -94,9 +94,11 @@ def _copy_objects(
     copied: dict[str, objects.Copied] = {}
     missing: list[str] = []
     for key in keys:
-        found = {inner: objects.copy_out(store, inner, folder) for inner in objects.walk(store, key)}
-        copied |= found
-        if not found and not key.startswith("uploads/"):  # one that has no parts yet
+        before = len(copied)
+        for inner in objects.walk(store, key):
+            with suppress(FileNotFoundError):  # a part of an upload that is refused goes even now
+                copied[inner] = objects.copy_out(store, inner, folder)
+        if len(copied) == before and not key.startswith("uploads/"):  # one that has no parts yet
             missing.append(key)
     return copied, missing
 

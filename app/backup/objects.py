@@ -18,7 +18,11 @@ class Copied(NamedTuple):
 
 def walk(store: Store, key: str) -> Iterator[str]:
     """The keys of all objects of a key, itself or a folder; none where there is nothing. Manifests last."""
-    if store.has(key):
+    try:
+        there = store.has(key)
+    except ValueError:
+        return  # a link that leads out of the store, as a trainer may have planted it
+    if there:
         yield key
         return
     for name in sorted(store.names(key), key=lambda name: (name == MANIFEST, name)):
@@ -37,10 +41,14 @@ def copy_out(store: Store, key: str, folder: Path) -> Copied:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with target.open("xb") as file:
-        for chunk in store.read(key):
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
+        try:
+            for chunk in store.read(key):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+        except FileNotFoundError:
+            target.unlink()
+            raise
     return Copied(size, digest.hexdigest())
 
 

@@ -7,19 +7,22 @@ import json
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
 from sqlalchemy import text
 
-from app.backup import snapshot
+from app.backup import objects, snapshot
 from app.backup.backup import backup, served
 from app.backup.restore import restore
 from app.backup.snapshot import BackupError
 from app.database import WorkerDatabase, revisions
 from app.embedded.up import only_one
 from app.settings import Settings
+from app.storage import Store
 from tests.app.conftest import Api, serving
 from tests.flow.stack import wait_for
 from tests.operations.test_metrics import make_job
@@ -177,6 +180,40 @@ def test_nothing_is_removed_while_a_backup_copies_and_all_of_it_after(api: Api) 
             threading.Event().wait(2.5)  # two rounds of the loop that removes
             assert bytes_there.exists()
         wait_for(lambda: not bytes_there.exists(), "its removal")
+
+
+def test_a_part_that_goes_meanwhile_and_a_planted_link_spoil_no_backup(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part goes after it was listed and before it is read, as one that is refused at that moment."""
+    walk = objects.walk
+
+    def slow(store: Store, key: str) -> Iterator[str]:
+        for inner in walk(store, key):
+            if inner.startswith("uploads/"):
+                store.delete(inner)
+            yield inner
+
+    with api.client() as client:
+        purpose: Any = "fine-tune"
+        upload = client.uploads.create(bytes=4, filename="x.txt", mime_type="text/plain", purpose=purpose)
+        client.uploads.parts.create(upload.id, data=b"aaaa")
+        database = WorkerDatabase(api.settings)
+        worker = Reporter(api.settings, database, make_job(client))
+    worker.save(5)
+    worker.fail()
+    database.close()
+    key = f"jobs/{worker.job_id}/e1/checkpoints/step-5"
+    saved = api.settings.storage_folder / key
+    saved.mkdir(parents=True)
+    (saved / "weights").write_bytes(b"w")
+    (tmp_path / "secret").write_bytes(b"s")
+    (saved / "planted").symlink_to(tmp_path / "secret")
+    monkeypatch.setattr(objects, "walk", slow)
+    backup(api.settings, tmp_path / "copy", quiet)
+    facts = json.loads((tmp_path / "copy" / "backup.json").read_text())
+    assert [name for name in facts["objects"] if name.startswith(("uploads", key))] == [f"{key}/weights"]
+    assert not list((tmp_path / "copy").rglob("part_*"))
 
 
 def test_no_password_is_in_an_argument_list(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

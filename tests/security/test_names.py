@@ -100,6 +100,12 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path: Path) -> N
     (store.root / "models" / "m").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="not a key"):
         store.path("models/m/secret.txt")
+    (store.root / "files").mkdir()
+    (store.root / "files" / "file-b").write_text("somebody else's")
+    (store.root / "models" / "mine").mkdir()
+    (store.root / "models" / "mine" / "config.json").symlink_to(store.root / "files" / "file-b")
+    with pytest.raises(ValueError, match="not a key"):
+        store.path("models/mine/config.json")
     (tmp_path / "home").symlink_to(tmp_path / "store")
     assert Folder(tmp_path / "home").path("files/x"), "the store itself may lie behind a link"
 
