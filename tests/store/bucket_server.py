@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -32,11 +33,13 @@ class BucketServer:
     def objects(self) -> dict[str, bytes]:
         """What lies in the bucket, by key."""
         root = self.folder / BUCKET
-        return {
-            path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob("*")
-            if path.is_file() and ".nanio-meta" not in path.parts
-        }
+        while True:
+            with suppress(FileNotFoundError):  # the service removed something while we looked: look again
+                return {
+                    path.relative_to(root).as_posix(): path.read_bytes()
+                    for path in root.rglob("*")
+                    if path.is_file() and ".nanio-meta" not in path.parts
+                }
 
     def start(self) -> None:
         app = build_app(
