@@ -195,8 +195,8 @@ async def test_a_long_answer_comes_in_parts_and_others_between(
 
 
 @pytest.mark.parametrize("end", ["the generator", "the API"])
-async def test_an_end_that_cannot_tell_hangs_up(
-    socket_folder: Path, monkeypatch: pytest.MonkeyPatch, end: str
+async def test_an_end_that_cannot_tell_hangs_up_and_says_why(
+    socket_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: str
 ) -> None:
     async def fail(*_: Any) -> None:
         raise RuntimeError("out of order")
@@ -213,6 +213,8 @@ async def test_an_end_that_cannot_tell_hangs_up(
         with pytest.raises(Gone):
             await heard(line, {})
         assert not line.open
+    if end == "the generator":
+        assert "out of order" in caplog.text
 
 
 async def test_an_api_that_reads_nothing_is_hung_up_on(

@@ -73,7 +73,9 @@ class Caller:
         await self._socket.accept()
         both = [asyncio.create_task(self._hear()), asyncio.create_task(self._tell())]
         try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for each in ended:
+                each.result()  # what nobody foresaw is uvicorn's to log
         finally:
             tasks = [*both, *self._answers.values()]
             for task in tasks:
@@ -126,8 +128,6 @@ class Caller:
             pass
         except TimeoutError:
             log.warning("nothing was read for %d s: the line is closed", SILENCE)
-        except Exception:
-            log.exception("the line is closed")
 
     def _part(self) -> str:
         """What waits, as much of it as goes in a message."""
