@@ -1,6 +1,7 @@
 """POST /v1/chat/completions through the official SDK, sync and async, a real API and a real generator."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -370,6 +371,16 @@ def test_without_a_limit_the_answer_ends_where_the_context_does(client: OpenAI) 
     assert done.usage is not None
     assert done.usage.total_tokens == CONTEXT
     assert done.choices[0].finish_reason == "length"
+
+
+def test_a_conversation_that_fills_the_context_is_told_with_its_own_numbers(client: OpenAI) -> None:
+    long: Any = [{"role": "user", "content": "word " * 200}]
+    with pytest.raises(openai.BadRequestError, match=r"Shorten the messages\.$") as refused:
+        client.chat.completions.create(model="tiny", messages=long)
+    context, total, read, written = map(int, re.findall(r"\d+", refused.value.message)[1:])
+    assert (context, total, written) == (CONTEXT, read + 1, 1)
+    assert read > CONTEXT
+    assert refused.value.param == "messages"
 
 
 def test_a_model_deleted_while_it_answers_answers_to_the_end(client: OpenAI, folder: Path) -> None:

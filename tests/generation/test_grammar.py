@@ -1,6 +1,9 @@
 """JSON by constrained decoding: whatever the weights, whatever else is in the batch, whenever it must end."""
 
 import json
+import re
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -8,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import InvalidRequest
 from tests.generation.tinymodel import Told, answers
+from worker.generation.ending import Endings
 from worker.generation.engine import Stepper
 from worker.generation.grammar import Grammar
 from worker.generation.model import Model
@@ -67,6 +71,45 @@ def test_json_that_max_tokens_ends_is_closed_in_time_and_says_length(
         assert len(told.tokens()) <= asked.max_tokens
         reasons.add(told.reasons[0])
     assert "length" in reasons
+
+
+ENDLESS: list[tuple[dict[str, Any], Callable[[Any], Any]]] = [
+    ({"type": "string", "format": "email"}, lambda value: re.fullmatch(r"[^@]+@[^@]+", value)),
+    ({"type": "string", "format": "uri"}, lambda value: re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value)),
+    ({"type": "string", "format": "duration"}, lambda value: re.fullmatch(r"P[0-9YMDWTHS]+", value)),
+    ({"type": "string", "pattern": "x?ab"}, lambda value: "ab" in value),
+    ({"type": "string", "pattern": r"\d{3}"}, lambda value: re.search(r"\d{3}", value)),
+    ({"type": "string", "pattern": r"^[^@]+@[^@]+\.[^@]+$"}, lambda value: re.search(r"@.+\.", value)),
+    ({"type": "number", "exclusiveMinimum": 0}, lambda value: value > 0),
+    ({"type": "integer", "multipleOf": 97, "minimum": 98}, lambda value: value > 97 and value % 97 == 0),
+]
+
+
+@pytest.mark.parametrize(("part", "holds"), ENDLESS, ids=lambda value: str(value)[:60])
+def test_what_any_character_goes_on_with_is_ended_in_time_too(
+    engine: Stepper, model: Model, part: dict[str, Any], holds: Callable[[Any], Any]
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": part, "b": {"type": "array", "items": {"anyOf": [{"type": "null"}, part]}}},
+        "required": ["a", "b"],
+    }
+    asks = [ask(model, schema, tokens, tokens) for tokens in range(40, 70, 2)]
+    reasons = set()
+    for told in answers(engine, model, *asks):
+        value = json.loads(text(model, told))
+        assert holds(value["a"])
+        assert all(each is None or holds(each) for each in value["b"])
+        reasons.add(told.reasons[0])
+    assert "length" in reasons
+
+
+def test_looking_for_an_end_takes_no_longer_however_large_the_schema_is(model: Model) -> None:
+    parts = [{"type": "string", "pattern": f"^[^@]*@{number}[A-Za-z]{{60,}}z$"} for number in range(900)]
+    began = time.perf_counter()
+    endings = Endings.of({"anyOf": parts}, model.lexicon.bytes, model.lexicon.matcher)
+    assert time.perf_counter() - began < 2  # 0.3 s, and 30 s without a bound
+    assert endings.strings == []
 
 
 def test_what_cannot_be_closed_in_time_is_cut(engine: Stepper, model: Model) -> None:

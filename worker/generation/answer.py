@@ -181,16 +181,16 @@ def _check_ids(ids: Sequence[int] | dict[int, float], model: Model, param: str) 
 def _fit(length: int, request: Generation, model: Model) -> int:
     """Tokens to write. Raises InvalidRequest (context_length_exceeded) where they do not fit."""
     room = model.context - length
-    wanted = request.max_tokens
-    if request.fit and room > 0:
-        wanted = min(wanted, room)
+    # One token at least is wanted of whoever leaves the number open.
+    wanted = min(request.max_tokens, max(room, 1)) if request.fit else request.max_tokens
     source, limit = (
         ("prompt", "max_tokens") if request.messages is None else ("messages", "max_completion_tokens")
     )
     if wanted > room:
+        advice = f"Shorten the {source} or lower {limit}." if room > 0 else f"Shorten the {source}."
         raise InvalidRequest(
             f"This model's context holds {model.context} tokens, and {length + wanted} were asked for:"
-            f" {length} in the {source} and {wanted} to be written. Shorten the {source} or lower {limit}.",
+            f" {length} in the {source} and {wanted} to be written. {advice}",
             param=source if room <= 0 else limit,
             code="context_length_exceeded",
         )

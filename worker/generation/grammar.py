@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.errors import InvalidRequest
+from worker.generation.ending import Endings
 from worker.generation.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"\n?[ ]{0,16}"}
 # every step: 20 µs for each of its tokens, and of that many at most.
 NEAR = 64
 LONGEST_WAY = 1024
-# Bytes that lead out of a document, the best first; within a string only its end does.
-CLOSERS = b'}],0123456789":'
+# Bytes that lead out of a document, and those that lead on, the best first; a string is left by its end only.
+CLOSERS, OPENERS = b"}],", b'0123456789":'
 QUOTE, ESCAPE = 0x22, 0x5C
 
 
@@ -59,6 +60,13 @@ class Lexicon:
         spelled = ((vocabulary.shown(token), token) for token in range(tokens))
         return cls(tokenizer, vocabulary, ends, {piece[0]: t for piece, t in spelled if len(piece) == 1})
 
+    def matcher(self, schema: dict[str, Any]) -> "LLMatcher":
+        """Of a schema; one that cannot be met is in error."""
+        from llguidance import LLMatcher
+
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema | {"x-guidance": OPTIONS}))
+        return LLMatcher(self.tokenizer, grammar, log_level=0)
+
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
@@ -69,6 +77,7 @@ class Grammar:
     matcher: "LLMatcher"
     budget: int
     shortest: list[int] | None
+    endings: Endings
 
     @classmethod
     def compile(cls, schema: dict[str, Any], lexicon: Lexicon, budget: int, lead: str = "") -> "Grammar":
@@ -93,8 +102,9 @@ class Grammar:
         first.compute_logit_bias()  # here and not in the engine: it is the step that a large schema fails at
         if first.is_error():
             raise _refuse(f"the schema cannot be enforced: {_in_words(first.get_error())}")
-        shortest = _way_out(lexicon, matcher.deep_copy(), _Strings(), min(budget, LONGEST_WAY))
-        return cls(lexicon, matcher, budget, shortest)
+        endings = Endings.of(schema, lexicon.bytes, lexicon.matcher)
+        shortest = _way_out(lexicon, endings, matcher.deep_copy(), _Strings(), min(budget, LONGEST_WAY))
+        return cls(lexicon, matcher, budget, shortest, endings)
 
     def guide(self) -> "Guide":
         """For one choice."""
@@ -106,6 +116,7 @@ class Guide:
 
     def __init__(self, grammar: Grammar) -> None:
         self._lexicon = grammar.lexicon
+        self._endings = grammar.endings
         self._matcher = grammar.matcher.deep_copy()
         self._left = grammar.budget
         self._string = _Strings()
@@ -161,14 +172,16 @@ class Guide:
         ahead.consume_tokens(list(tokens))
         for token in tokens:
             string.read(self._lexicon.vocabulary.shown(token))
-        return _way_out(self._lexicon, ahead, string, limit)
+        return _way_out(self._lexicon, self._endings, ahead, string, limit)
 
 
-def _way_out(lexicon: Lexicon, ahead: "LLMatcher", string: "_Strings", limit: int) -> list[int] | None:
-    """At most `limit` tokens that close the document from here; both arguments are used up."""
+def _way_out(
+    lexicon: Lexicon, endings: Endings, ahead: "LLMatcher", string: "_Strings", limit: int
+) -> list[int] | None:
+    """At most `limit` tokens that close the document from here; `ahead` and `string` are used up."""
     path: list[int] = []
     while not ahead.is_accepting():
-        found = ahead.compute_ff_tokens() or _closing(lexicon, ahead.compute_logit_bias(), string.within)
+        found = ahead.compute_ff_tokens() or _closing(lexicon, endings, ahead, string.within)
         if not found or len(path) + len(found) > limit or not ahead.consume_tokens(found):
             return None
         for token in found:
@@ -177,12 +190,17 @@ def _way_out(lexicon: Lexicon, ahead: "LLMatcher", string: "_Strings", limit: in
     return path
 
 
-def _closing(lexicon: Lexicon, allowed: bytes, within: bool) -> list[int]:
-    """The allowed token that leads out the soonest, as far as one token tells."""
-    for byte in bytes([QUOTE]) if within else CLOSERS:
-        token = lexicon.bytes.get(byte)
-        if token is not None and allowed[token]:
-            return [token]
+def _closing(lexicon: Lexicon, endings: Endings, ahead: "LLMatcher", within: bool) -> list[int]:
+    """Allowed tokens that lead out the soonest, as far as is known: one, or those of an ending."""
+    allowed = ahead.compute_logit_bias()
+
+    def first(closers: bytes) -> list[int]:
+        tokens = (lexicon.bytes.get(byte) for byte in closers)
+        return next(([token] for token in tokens if token is not None and allowed[token]), [])
+
+    closing = first(bytes([QUOTE]) if within else CLOSERS) or endings.fitting(ahead, within)
+    if closing or (not within and (closing := first(OPENERS))):
+        return closing
     single = [token for token in lexicon.bytes.values() if allowed[token]]
     if single:
         return [min(single)]
