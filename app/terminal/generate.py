@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from app.terminal.client import Api, JsonObject
 
 SAMPLING = "Sampling"
+MOST_TOKENS = 128  # half of what the built-in model's context holds: the other half is for the prompt
 Model = Annotated[
     str,
     typer.Argument(
@@ -47,7 +48,7 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What it is to go on from; `-` or nothing reads the standard input")
     ] = None,
-    max_tokens: MaxTokens = 256,
+    max_tokens: MaxTokens = MOST_TOKENS,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,

@@ -65,6 +65,9 @@ def test_the_model_is_downloaded_and_writes(run: Run, model: str, tmp_path: Path
     whole = json.loads(run("generate", model[:-3], "--json", *greedy, said="Stir the").out)
     assert streamed.code == 0, streamed.err
     assert streamed.out == whole["choices"][0]["text"] + "\n"
+    as_the_page_says = run("generate", "last", "Title:", "--seed", "1")
+    assert as_the_page_says.code == 0, as_the_page_says.err
+    assert as_the_page_says.out.strip()
     wrong = run("generate", model, "x", "--temperature", "9")
     assert (wrong.code, wrong.err.startswith("finetuned: temperature: ")) == (1, True)
 
