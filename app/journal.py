@@ -8,13 +8,6 @@ import structlog
 from app.apikey import without_keys
 
 
-class _Formatter(logging.Formatter):
-    """The standard library's loggers, ours and our libraries'."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_keys(super().format(record))
-
-
 def _redact(
     _: structlog.typing.WrappedLogger, __: str, line: str | bytes | structlog.typing.EventDict
 ) -> structlog.typing.ProcessorReturnValue:
@@ -28,21 +21,30 @@ def configure_logs(level: str) -> None:
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer()
+    told: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-            _redact,
-        ],
+        processors=[*told, renderer, _redact],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    formatter = structlog.stdlib.ProcessorFormatter
+    handler.setFormatter(
+        formatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *told],
+            processors=[formatter.remove_processors_meta, renderer, _redact],
+        )
+    )
     logging.basicConfig(level=number, handlers=[handler])
+    # Started from the command line, as in the containers, uvicorn has brought a form of its own.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     # It tells each URL it asks, and a webhook's may carry its receiver's token.
     logging.getLogger("httpx2").setLevel(max(number, logging.WARNING))

@@ -430,3 +430,16 @@ def test_no_secret_is_in_an_argument_list_a_log_or_where_models_run(stack: Stack
     assert any(known["valkey/valkey.password"] in told for _, told in running.values()), "the worker knows it"
     [generator] = [pid for pid, (words, _) in running.items() if "worker.generation" in words]
     assert "NoNewPrivs:\t1" in Path(f"/proc/{generator}/status").read_text(), "it has confined itself"
+
+
+def test_every_line_of_a_log_is_a_json_object(stack: Stack, client: OpenAI) -> None:
+    """For whoever collects them: uvicorn's, Celery's and torch's are none of ours, and in the same form."""
+    patient = client.with_options(max_retries=10)  # the generator may still be starting
+    assert patient.completions.create(model="tiny-gpt2", prompt="", max_tokens=1).choices
+    for program in ("api", "generator", "worker"):
+        lines = (stack.home / "logs" / f"{program}.log").read_text().splitlines()
+        if program == "worker":  # what Celery prints before it begins, and what it warns of
+            lines = lines[next(place for place, line in enumerate(lines) if '"worker_ready"' in line) :]
+        assert lines
+        assert [line for line in lines if not line.startswith("{")] == [], program
+        assert all({"event", "level", "timestamp"} <= set(json.loads(line)) for line in lines)

@@ -148,3 +148,28 @@ structlog.get_logger().info("training", pid=1)
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     line = json.loads(said.splitlines()[-1])
     assert (line["event"], line["job_id"], line["request_id"]) == ("training", "ftjob-1", "req_1")
+
+
+def test_what_libraries_write_is_json_too_with_the_same_names() -> None:
+    """As uvicorn's own command starts the API in a container; a traceback is many lines elsewhere."""
+    code = """
+import logging
+import uvicorn
+import structlog
+from app.journal import configure_logs
+uvicorn.Config("x:y")  # brings its own form
+configure_logs("info")
+structlog.contextvars.bind_contextvars(request_id="req_1")
+logging.getLogger("uvicorn.error").info("Started %s", "it")
+try:
+    raise ValueError("one\\ntwo")
+except ValueError:
+    logging.getLogger("celery.app.trace").exception("broke")
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    started, broke = map(json.loads, said.splitlines())
+    assert (started["event"], started["logger"], started["level"]) == ("Started it", "uvicorn.error", "info")
+    assert started["request_id"] == broke["request_id"] == "req_1"
+    assert started["timestamp"]
+    assert (broke["event"], broke["level"]) == ("broke", "error")
+    assert broke["exception"].endswith("ValueError: one\ntwo")

@@ -15,6 +15,7 @@ import uvicorn
 from app import model_folder
 from app.catalogue import locate
 from app.errors import InvalidRequest
+from app.journal import configure_logs
 from app.link import LONGEST
 from app.settings import Settings
 from app.storage import Store
@@ -78,7 +79,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     settings = Settings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    configure_logs(settings.log_level)
     if settings.generator_url is None:
         sys.exit("GENERATOR_URL is not set: it says where to listen, http://host:port or unix:/path")
     if "," in settings.generator_url:
@@ -106,6 +107,7 @@ def main() -> None:
         app,
         # Never `debug`: every frame of the line would be written down, with what people ask and are answered.
         log_level=max(logging.INFO, logging.getLevelNamesMapping()[settings.log_level.upper()]),
+        log_config=None,  # the form of all our programs
         access_log=False,
         timeout_graceful_shutdown=3,
         ws_max_size=LONGEST + 1024,  # with its number
