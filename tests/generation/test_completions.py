@@ -13,6 +13,7 @@ import pytest
 import torch
 from openai import OpenAI
 
+from app.link import PART
 from tests.generation.conftest import Service
 from tests.generation.tinymodel import CONTEXT, END, make_tokenizer
 
@@ -140,6 +141,29 @@ def test_a_stream_carries_the_same_as_the_whole(client: OpenAI) -> None:
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_an_answer_of_megabytes_is_whole_and_each_choice_is_its_own(service: Service) -> None:
+    """It travels in parts, and is sent in parts."""
+    many = {
+        "model": "tiny",
+        "prompt": PROMPT,
+        "n": 128,
+        "max_tokens": 40,
+        "seed": 5,
+        "logprobs": 5,
+        "echo": True,
+    }
+    with service.http() as http:
+        answer, few = (http.post("/v1/completions", json=many | {"n": n}) for n in (128, 4))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert len(answer.content) == int(answer.headers["content-length"]) > 2 * PART
+    choices = answer.json()["choices"]
+    assert [choice["index"] for choice in choices] == list(range(128))
+    assert all(choice["finish_reason"] and choice["logprobs"]["tokens"] for choice in choices)
+    assert choices[0]["text"] == few.json()["choices"][0]["text"]
+    assert answer.json().keys() == few.json().keys()
+    assert answer.json()["usage"]["completion_tokens"] > 128
 
 
 def test_a_stream_is_nothing_but_data_lines_and_ends_with_done(service: Service) -> None:
