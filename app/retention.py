@@ -4,7 +4,9 @@ Rows are marked or removed first; `app.purge` removes the bytes of what is marke
 round goes on. Models and files are never removed by these.
 """
 
+from bisect import bisect_right
 from datetime import timedelta
+from itertools import accumulate
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -16,6 +18,7 @@ from app.tables import Checkpoint, Event, Job, Metric, now
 BATCH = 500  # checkpoints or jobs in one transaction
 EVENTS = 10_000  # rows in one transaction: well under a second
 POINTS = 500  # of a thinned curve: more than a chart has pixels for
+THINNED = 1_000_000  # points of whole curves in one transaction: a second
 
 
 def is_needed() -> ColumnElement[bool]:
@@ -70,9 +73,8 @@ def forget_events(session: Session, age: timedelta) -> int:
 
 
 def thin_metrics(session: Session, age: timedelta) -> int:
-    """Leave of the curves of jobs that ended `age` ago about 500 points, and every evaluation; how many jobs.
-
-    The result file of a job has all of them.
+    """Leave of the curves of some jobs that ended `age` ago about 500 points, and every evaluation; how many
+    jobs. The result file of a job has all points.
     """
     old = (
         select(Job.id, Job.step)
@@ -81,7 +83,9 @@ def thin_metrics(session: Session, age: timedelta) -> int:
         .limit(BATCH // 10)
         .with_for_update(skip_locked=True)
     )
-    jobs = session.execute(old).all()
+    found = session.execute(old).all()
+    points = list(accumulate(row.step for row in found))
+    jobs = found[: max(1, bisect_right(points, THINNED))]
     for job_id, steps in jobs:
         every = max(1, -(-steps // POINTS))
         spared = or_(Metric.step == 1, Metric.step >= steps, Metric.step % every == 0)

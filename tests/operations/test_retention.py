@@ -197,6 +197,30 @@ def test_events_go_and_curves_are_thinned_once(database: WorkerDatabase, worker:
         assert retention.thin_metrics(session, MONTH) == 0, "once is enough"
 
 
+def test_the_curves_of_long_jobs_are_thinned_one_by_one(
+    api: Api, client: OpenAI, database: WorkerDatabase, worker: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million points take a second, in which their rows are locked."""
+
+    def thin() -> int:
+        with database.transaction() as session:
+            return retention.thin_metrics(session, MONTH)
+
+    while thin():
+        pass
+    worker.succeed()
+    age(database, worker.job_id)
+    for _ in range(3):
+        other = Reporter(api.settings, database, make_job(client))
+        other.steps(1, 2)
+        other.fail()
+        age(database, other.job_id)
+    monkeypatch.setattr(retention, "THINNED", 4)
+    assert [thin() for _ in range(4)] == [1, 2, 1, 0], (
+        "the first has 15 points, more than are thinned at once"
+    )
+
+
 def test_the_dispatcher_does_it_and_nothing_by_default(
     api: Api, database: WorkerDatabase, worker: Reporter
 ) -> None:
