@@ -290,6 +290,11 @@ def test_a_misspelt_option_is_told_its_right_name(client: OpenAI) -> None:
 def test_what_does_not_fit_is_told_with_the_numbers(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=rf"{CONTEXT} tokens, and 133 .* 3 in .* 130 to"):
         client.completions.create(model="tiny", prompt=[1, 2, 3], max_tokens=130)
+    several = [[1, 2, 3], [5] * (CONTEXT + 1), [4]]
+    with pytest.raises(
+        openai.BadRequestError, match=rf"{CONTEXT + 1} in prompt\[1\].* Shorten prompt\[1\]\."
+    ):
+        client.completions.create(model="tiny", prompt=several, max_tokens=5)
 
 
 def test_the_default_length_is_shortened_to_what_fits(client: OpenAI) -> None:

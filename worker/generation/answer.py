@@ -26,7 +26,7 @@ class Answer:
         else:
             prompt, bounds = _converse(request, model)
             self._prompts = [prompt]
-        self.asks = [self._ask(prompt, model, bounds.lead) for prompt in self._prompts]
+        self.asks = [self._ask(place, model, bounds.lead) for place in range(len(self._prompts))]
         self._transcripts = [
             [Transcript(model.vocabulary, bounds) for _ in range(request.best_of)] for _ in self.asks
         ]
@@ -85,10 +85,10 @@ class Answer:
         _check_ids(prompt, model, "prompt")
         return tuple(prompt)
 
-    def _ask(self, prompt: tuple[int, ...], model: Model, lead: str) -> Ask:
+    def _ask(self, place: int, model: Model, lead: str) -> Ask:
         request = self._request
-        prompt = prompt or (model.start,)
-        max_tokens = _fit(len(prompt), request, model)
+        prompt = self._prompts[place] or (model.start,)
+        max_tokens = _fit(len(prompt), request, model, place)
         grammar = None
         if request.json_schema is not None:
             grammar = Grammar.compile(request.json_schema, model.lexicon, max_tokens, lead)
@@ -178,7 +178,7 @@ def _check_ids(ids: Sequence[int] | dict[int, float], model: Model, param: str) 
         )
 
 
-def _fit(length: int, request: Generation, model: Model) -> int:
+def _fit(length: int, request: Generation, model: Model, place: int) -> int:
     """Tokens to write. Raises InvalidRequest (context_length_exceeded) where they do not fit."""
     room = model.context - length
     # One token at least is wanted of whoever leaves the number open.
@@ -187,10 +187,12 @@ def _fit(length: int, request: Generation, model: Model) -> int:
         ("prompt", "max_tokens") if request.messages is None else ("messages", "max_completion_tokens")
     )
     if wanted > room:
-        advice = f"Shorten the {source} or lower {limit}." if room > 0 else f"Shorten the {source}."
+        # Of hundreds of prompts it is one.
+        named = f"prompt[{place}]" if len(request.prompts) > 1 else f"the {source}"
+        advice = f"Shorten {named} or lower {limit}." if room > 0 else f"Shorten {named}."
         raise InvalidRequest(
             f"This model's context holds {model.context} tokens, and {length + wanted} were asked for:"
-            f" {length} in the {source} and {wanted} to be written. {advice}",
+            f" {length} in {named} and {wanted} to be written. {advice}",
             param=source if room <= 0 else limit,
             code="context_length_exceeded",
         )
