@@ -64,7 +64,10 @@ def done(stack: Stack, file_id: str) -> str:
 @pytest.fixture
 def endless(stack: Stack, file_id: str) -> Iterator[str]:
     """A job that trains until it is cancelled, at the latest when its test has ended."""
-    job_id = submit(stack, file_id, "endless", max_steps=1_000_000, save_steps=100_000)
+    # Some ten steps a second: of more than 1,200 a page is given a choice, without the first five.
+    job_id = submit(
+        stack, file_id, "endless", max_steps=1_000_000, save_steps=100_000, total_train_batch_size=64
+    )
     yield job_id
     jobs = stack.client().fine_tuning.jobs
     if jobs.retrieve(job_id).status not in ENDED:

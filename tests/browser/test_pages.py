@@ -274,6 +274,7 @@ def test_a_webhook_is_made_tested_and_sent_again(
     page.get_by_role("button", name="New endpoint").first.click()
     form = page.get_by_role("dialog")
     assert form.locator("input[type=checkbox]").evaluate_all("all => all.map(one => one.name)") == list(TYPES)
+    expect(form.get_by_label("Name")).to_be_focused()
     form.get_by_label("Name").fill("ci")
     form.get_by_label("URL").fill("http://169.254.169.254/")
     form.get_by_role("button", name="Make the endpoint").click()

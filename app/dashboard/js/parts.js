@@ -83,6 +83,7 @@ export function dialog(title, content, { drawer = false } = {}) {
   element.addEventListener('click', (event) => event.target === element && element.close());
   document.body.append(element);
   element.showModal();
+  if (content.tagName === 'FORM') content.querySelector('input, textarea')?.focus(); // not on what closes it
   return element;
 }
 
