@@ -5,6 +5,7 @@ volume, which cannot be renamed, inside of it. A running job goes on from its la
 is up: its lease is long over by then.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -31,12 +32,16 @@ def restore(settings: Settings, folder: Path, say: Say) -> None:
     and so is the bucket."""
     facts = _read(folder)
     home = settings.home
+    volume = home.is_dir() and (os.path.ismount(home) or not os.access(home.parent, os.W_OK))
+    where, begins = home if volume else home.parent, f".{home.name}-restoring-"
+    _remove_left(where, begins)
     if home.exists() and (not home.is_dir() or {path.name for path in home.iterdir()} - {"lost+found"}):
         raise BackupError(f"{home} is not empty: restore into a new home, given by FINETUNED_HOME or --home.")
-    volume = home.is_dir() and (os.path.ismount(home) or not os.access(home.parent, os.W_OK))
-    made = (home if volume else home.parent) / f".{home.name}-restoring-{secrets.token_hex(4)}"
+    made = where / f"{begins}{secrets.token_hex(4)}"
     made.mkdir(mode=0o700, parents=True)
+    lock = os.open(made, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _fill(settings.model_copy(update={"home": made}), folder, facts, say)
         if volume:
             for inner in made.iterdir():
@@ -47,7 +52,19 @@ def restore(settings: Settings, folder: Path, say: Say) -> None:
             made.rename(home)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
     say(f"Restored to {home}: start it as ever, or with `finetuned up --home {home}`.")
+
+
+def _remove_left(where: Path, begins: str) -> None:
+    """What a restore made that was killed; the kernel lets go of its lock, however it ended."""
+    for left in where.iterdir() if where.is_dir() else ():
+        if left.name.startswith(begins):
+            lock = os.open(left, os.O_RDONLY)
+            with suppress(BlockingIOError):  # one that is at work
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            os.close(lock)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 A service that trains meanwhile and goes on elsewhere, in another bucket: tests/store/test_flow.py.
 """
 
+import fcntl
 import json
+import os
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +127,44 @@ def test_a_home_that_is_a_volume_is_filled(
     assert [path.name for path in new.home.iterdir()] == ["lost+found"], "nothing is left of what failed"
     restore(new, small, quiet)
     assert sorted(path.name for path in new.home.iterdir()) == ["key", "lost+found", "storage", "webhook_key"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from app.backup import objects, restore
+from app.settings import Settings
+home = Path(sys.argv[1])
+if sys.argv[3] == "volume":
+    os.path.ismount = lambda path: Path(path) == home
+objects.copy_in = lambda *_: os.kill(os.getpid(), 9)
+restore.restore(Settings(home=home), Path(sys.argv[2]), print)
+"""
+
+
+@pytest.mark.parametrize("kind", ["volume", "folder"])
+def test_what_a_killed_restore_left_is_in_nobodys_way_and_goes(
+    small: Path, new: Settings, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Half a home, with all secrets in it, and in a volume in the way of every other restore."""
+    if kind == "volume":
+        monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == new.home)
+        new.home.mkdir()
+    command = [sys.executable, "-c", KILLED, str(new.home), str(small), kind]
+    assert subprocess.run(command, check=False).returncode == -9
+    where = new.home if kind == "volume" else new.home.parent
+    [left] = where.glob(".new-restoring-*")
+    (left / "held").touch()
+    handle = os.open(left, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as that of a restore at work is
+    if kind == "volume":
+        with pytest.raises(BackupError, match="is not empty"):
+            restore(new, small, quiet)
+        assert (left / "held").exists()
+    os.close(handle)
+    restore(new, small, quiet)
+    assert not left.exists()
+    assert (new.home / "storage").is_dir()
 
 
 def test_a_backup_that_is_damaged_or_unfinished_is_not_restored(
