@@ -297,6 +297,20 @@ def test_what_does_not_fit_is_told_with_the_numbers(client: OpenAI) -> None:
         client.completions.create(model="tiny", prompt=several, max_tokens=5)
 
 
+def test_what_can_never_fit_is_refused_before_it_keeps_others_waiting(client: OpenAI) -> None:
+    huge = "rice " * 3_000_000
+    said: Any = [{"role": "user", "content": huge}]
+    began = time.monotonic()
+    for ask in (
+        lambda: client.completions.create(model="tiny", prompt=["a", huge]),
+        lambda: client.chat.completions.create(model="tiny", messages=said),
+    ):
+        with pytest.raises(openai.BadRequestError, match=rf"{CONTEXT} tokens.* 15000000 characters") as told:
+            ask()
+        assert told.value.code == "context_length_exceeded"
+    assert time.monotonic() - began < 20, "it was sent, and not encoded: that takes a minute"
+
+
 def test_the_default_length_is_shortened_to_what_fits(client: OpenAI) -> None:
     done = client.completions.create(model="tiny", prompt=[5] * (CONTEXT - 4), logit_bias={"0": -100})
     assert done.usage is not None

@@ -173,6 +173,11 @@ def test_a_sentencepiece_vocabulary_keeps_its_spaces(tmp_path: Path) -> None:
     assert transcript.take()[0] == "a aé"
 
 
+@given(st.text(max_size=200))
+def test_no_text_has_fewer_tokens_than_its_length_and_the_longest_token_allow(text: str) -> None:
+    assert len(text) <= len(VOCABULARY.encode(text)) * VOCABULARY.longest
+
+
 def test_a_token_id_without_a_token_is_nothing() -> None:
     assert VOCABULARY.piece(len(TOKENIZER) + 5) == b""
 

@@ -81,6 +81,7 @@ class Answer:
 
     def _encode(self, prompt: str | list[int], model: Model) -> tuple[int, ...]:
         if isinstance(prompt, str):
+            _check_length(len(prompt), model, "prompt")
             return tuple(model.vocabulary.encode(prompt))
         _check_ids(prompt, model, "prompt")
         return tuple(prompt)
@@ -156,8 +157,10 @@ def _converse(request: Generation, model: Model) -> tuple[tuple[int, ...], Bound
     """The conversation so far as the model was trained to read one, and how its own turn ends."""
     if isinstance(model.encoder, EncodingError):
         raise _cannot_chat(model.encoder)
+    said = request.messages or []
+    _check_length(sum(len(str(each.get("content") or "")) for each in said), model, "messages")
     try:
-        prompt = model.encoder.conversation(request.messages or [])
+        prompt = model.encoder.conversation(said)
     except EncodingError as error:
         raise _cannot_chat(error) from error
     turn = model.encoder.turn
@@ -175,6 +178,17 @@ def _check_ids(ids: Sequence[int] | dict[int, float], model: Model, param: str) 
             f"{param}: {wrong} is no token id of this model; they go from 0 to {model.tokens - 1}.",
             param=param,
             code="invalid_value",
+        )
+
+
+def _check_length(characters: int, model: Model, source: str) -> None:
+    """Before it is encoded: 4 MB took 7 s, in which nobody else was answered. Raises InvalidRequest."""
+    if characters > model.context * model.vocabulary.longest:
+        raise InvalidRequest(
+            f"This model's context holds {model.context} tokens, and {characters} characters of the {source}"
+            f" are more than that. Shorten the {source}.",
+            param=source,
+            code="context_length_exceeded",
         )
 
 

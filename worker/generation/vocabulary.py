@@ -7,7 +7,7 @@ together without looking back. `codecs` then gives out whole characters alone.
 import codecs
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,13 @@ class Vocabulary:
         self._bytes: dict[int, bytes] = {}
         self.lexicon: Any = None  # what grammars need of it, made for the first one
         self.specials = frozenset[int](tokenizer.all_special_ids)
+
+    @cached_property
+    def longest(self) -> int:
+        """A text of more characters than n times this has more than n tokens. Where a normalizer may take
+        characters away, unless it takes fifteen of sixteen."""
+        normalizer = getattr(self._backend, "normalizer", None)
+        return max(map(len, self._tokenizer.get_vocab())) * (1 if normalizer is None else 16)
 
     @property
     def described(self) -> str | None:
