@@ -229,6 +229,6 @@ def root_name(model: str) -> str:
     return model.split(":")[1] if model.startswith("ft:") else model.rsplit("/", 1)[-1]
 
 
-def tuned_name(base: str, organization: str, suffix: str | None, job_id: str) -> str:
-    """`ft:<base>:<organization>:<suffix>:<id>`, known from the job's first moment on."""
-    return f"ft:{base}:{organization}:{suffix or ''}:{job_id[-8:]}"
+def tuned_name(job: Job, organization: str, digits: int = 8) -> str:
+    """`ft:<base>:<organization>:<suffix>:<the last digits of the job's id>`."""
+    return f"ft:{root_name(job.model)}:{organization}:{job.suffix or ''}:{job.id[-digits:]}"

@@ -83,7 +83,7 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     """What the rows say; `bring` adds to `line` where it lies. Raises MissingFile."""
     row = session.get_one(Job, held.job_id)
     base = catalogue.root_name(row.model)
-    name = catalogue.tuned_name(base, settings.organization, row.suffix, row.id)
+    name = _model_name(session, row, settings.organization)
     files = [_file(session, row.training_file)]
     line: dict[str, Any] = {
         "job": row.id,
@@ -112,6 +112,14 @@ def read(session: Session, held: Claim, store: Store, settings: Settings) -> Ord
     }
     given = row.id, row.owner, row.source, base, name, keep, line, tuple(files), saved, refused
     return Order(*given, *known, **origin)
+
+
+def _model_name(session: Session, row: Job, organization: str) -> str:
+    """The job's own, longer where its last eight digits are those of a job before: of 10,000 jobs with one
+    suffix two are so in one case of a hundred, and the later one would fail when it is trained."""
+    name = catalogue.tuned_name(row, organization)
+    taken = session.scalar(select(Model.job_id.is_distinct_from(row.id)).where(Model.name == name))
+    return catalogue.tuned_name(row, organization, digits=16) if taken else name
 
 
 def out_key(held: Claim) -> str:

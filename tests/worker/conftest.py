@@ -36,11 +36,13 @@ class Bench:
     def session(self) -> Session:
         return Session(self.runtime.database.engine, expire_on_commit=False)
 
-    def make_job(self, *acts: dict[str, Any], max_attempts: int = 3, **script: Any) -> str:
+    def make_job(
+        self, *acts: dict[str, Any], max_attempts: int = 3, job_id: str | None = None, **script: Any
+    ) -> str:
         """A queued job whose trainer follows the script of tests/stand_ins/trainer.py."""
         with self.runtime.database.transaction() as session:
             number = len(session.scalars(select(Job.id)).all())
-            job_id, file_id = f"ftjob-{number:024x}", f"file-{number:024x}"
+            job_id, file_id = job_id or f"ftjob-{number:024x}", f"file-{number:024x}"
             with self.runtime.store.upload(f"files/{file_id}") as upload:
                 upload.write(json.dumps({"text": json.dumps({**script, "acts": acts})}).encode() + b"\n")
                 upload.commit()

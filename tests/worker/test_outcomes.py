@@ -208,6 +208,15 @@ def test_what_fitted_into_memory_is_told_to_the_next_attempt(bench: Bench) -> No
     assert told.line["fits"] == 2
 
 
+def test_two_jobs_whose_ids_end_alike_both_have_their_model(bench: Bench) -> None:
+    names = []
+    for first in "ab":
+        job = bench.train(bench.make_job(job_id=f"ftjob-{16 * first}12345678"))
+        assert job.status == "succeeded", job.error_message
+        names.append(job.fine_tuned_model)
+    assert names == ["ft:tiny-gpt2:finetuned::12345678", "ft:tiny-gpt2:finetuned::bbbbbbbb12345678"]
+
+
 def test_a_fault_of_the_worker_costs_an_attempt_and_not_a_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
