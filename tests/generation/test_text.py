@@ -1,6 +1,8 @@
 """Stop strings, characters and transcripts: whatever the tokens are, the text is that of the definition."""
 
+import asyncio
 import codecs
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,16 @@ def test_a_sentencepiece_vocabulary_keeps_its_spaces(tmp_path: Path) -> None:
     transcript.echo_text("a aé", [Scored(token) for token in ids])
     transcript.finish("length")
     assert transcript.take()[0] == "a aé"
+
+
+async def test_a_long_text_is_encoded_without_keeping_others_waiting() -> None:
+    began = last = time.perf_counter()
+    encoding = asyncio.create_task(asyncio.to_thread(VOCABULARY.encode, "rice and bread " * 100_000))
+    longest = 0.0
+    while not encoding.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    assert longest < 0.5 * (last - began), "the loop stood still for all the time"
 
 
 @given(st.text(max_size=200))

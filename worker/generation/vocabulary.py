@@ -44,10 +44,11 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Token ids, with what the model wants before a text (Llama's `<s>`)."""
         # The backend itself: transformers' own call changes its settings first, which two threads cannot do.
+        # A batch of one: `encode` holds the interpreter's lock, 1 s a megabyte in which nobody is answered.
         ids: list[int] = (
             self._tokenizer(text, verbose=False)["input_ids"]
             if self._backend is None
-            else self._backend.encode(text).ids
+            else self._backend.encode_batch([text])[0].ids
         )
         return ids
 
