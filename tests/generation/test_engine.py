@@ -4,6 +4,7 @@ import gc
 import random
 import time
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from worker.generation.cache import Timeline
 from worker.generation.decoder import Decoder
 from worker.generation.engine import Stepper
 from worker.generation.model import Model, load
-from worker.generation.request import Ask, Failed, Ticket
+from worker.generation.request import Ask, Ended, Event, Failed, Ticket
 from worker.generation.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -167,10 +168,59 @@ def test_memory_for_keys_and_values_bounds_the_batch_but_always_lets_one_in(mode
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Batch, "turn", watched)
-        answers(engine, model, *[Ask((1, 2, 3, 4), 16, sampling=Sampling(bias={0: -100})) for _ in range(6)])
+        ask = Ask((1, 2, 3, 4), 16, sampling=Sampling(bias={0: -100}))
+        for listener in [start(engine, model, [ask]) for _ in range(6)]:
+            listener.hear_all()
         assert widest == 2
         answers(engine, model, Ask((1, 2, 3, 4), 100))
     engine.close()
+
+
+@pytest.mark.parametrize("many", ["choices", "prompts"])
+def test_a_short_answer_does_not_wait_for_all_that_one_request_asks_for(model: Model, many: str) -> None:
+    calm = Sampling(temperature=0, bias={0: -100})
+    batch = Batch(model, Capacity(rows=8))
+    if many == "choices":
+        batch.waiting.append(Ticket(Ask((1, 2), 100, choices=40, sampling=calm), lambda _: None))
+    else:
+        batch.waiting.extend(
+            Ticket(Ask((1, 2), 100, sampling=calm), lambda _: None, "many") for _ in range(40)
+        )
+    heard: list[Event] = []
+    turns = []
+    with torch.inference_mode():
+        for _ in range(3):
+            batch.turn()
+        assert len(batch._writing) == 6  # three quarters
+        for _ in range(4):  # more of them than there are rows left
+            batch.waiting.append(Ticket(Ask((3, 4, 5), 3, sampling=calm), heard.extend))
+        while sum(isinstance(event, Ended) for event in heard) < 4:
+            batch.turn()
+            turns.append(len(batch._writing))
+    assert len(turns) < 10
+    assert max(turns) == 8
+
+
+def test_a_row_that_is_free_goes_first_to_who_has_none(model: Model) -> None:
+    calm = Sampling(temperature=0, bias={0: -100})
+    batch = Batch(model, Capacity(rows=4))
+    ended: list[str] = []
+
+    def note(name: str) -> Callable[[Sequence[Event]], None]:
+        return lambda events: ended.extend(name for event in events if isinstance(event, Ended))
+
+    for name in "ab":
+        batch.waiting.append(Ticket(Ask((1, 2), 10, choices=20, sampling=calm), note(name)))
+    with torch.inference_mode():
+        batch.turn()
+        for name in "cd":
+            batch.waiting.append(Ticket(Ask((1, 2), 10, sampling=calm), note(name)))
+        while not {"c", "d"} <= set(ended):
+            batch.turn()
+        assert len(ended) <= 8
+        while not batch.idle:
+            batch.turn()
+    assert {name: ended.count(name) for name in "abcd"} == {"a": 20, "b": 20, "c": 1, "d": 1}
 
 
 def test_waiting_prompts_hold_up_those_who_write_by_one_reading_at_most(

@@ -41,7 +41,8 @@ class Stepper:
         self._thread.start()
 
     def submit(self, model: Model, asks: Sequence[Ask], sink: Callable[[int], Sink]) -> list[Ticket]:
-        tickets = [Ticket(ask, sink(place)) for place, ask in enumerate(asks)]
+        request = object()
+        tickets = [Ticket(ask, sink(place), request) for place, ask in enumerate(asks)]
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")

@@ -77,10 +77,14 @@ Sink: TypeAlias = Callable[[Sequence[Event]], None]
 
 
 class Ticket:
-    """An ask on its way. The caller's thread sets the two marks, the engine's reads them between steps."""
+    """An ask on its way. The caller's thread sets the two marks, the engine's reads them between steps.
 
-    def __init__(self, ask: Ask, sink: Sink) -> None:
+    `request`: what it came in with others in; rows go to those first that have none.
+    """
+
+    def __init__(self, ask: Ask, sink: Sink, request: object = None) -> None:
         self.ask = ask
+        self.request: object = request or self
         self.cancelled = False
         self._ended: set[int] = set()
         self._sink = sink
