@@ -85,7 +85,7 @@ ENDLESS: list[tuple[dict[str, Any], Callable[[Any], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("part", "holds"), ENDLESS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("part", "holds"), ENDLESS, ids=[str(part)[:60] for part, _ in ENDLESS])
 def test_what_any_character_goes_on_with_is_ended_in_time_too(
     engine: Stepper, model: Model, part: dict[str, Any], holds: Callable[[Any], Any]
 ) -> None:
