@@ -223,6 +223,22 @@ def test_a_row_that_is_free_goes_first_to_who_has_none(model: Model) -> None:
     assert {name: ended.count(name) for name in "abcd"} == {"a": 20, "b": 20, "c": 1, "d": 1}
 
 
+def test_choices_held_back_begin_together_with_a_prompt_read_another_way(
+    model: Model, reference: Any
+) -> None:
+    """Read beside a step, a prompt leaves states; read by itself, as for its scores, logits."""
+    brief = Stepper(Capacity(rows=4))
+    many = [Ask((1, 2), 1 + place % 7, choices=9, sampling=GREEDY) for place in range(3)]
+    scored = [Ask(prompt, 4, prompt_logprobs=True, logprobs=0, sampling=GREEDY) for prompt in prompts(12)]
+    listeners = [start(brief, model, [ask]) for pair in zip(many * 4, scored, strict=True) for ask in pair]
+    for listener in listeners:
+        (ask,), (told,) = listener.asks, listener.hear_all()
+        assert told.failure is None
+        expected = generate(reference, ask.prompt, ask.max_tokens)
+        assert [told.tokens(choice) for choice in range(ask.choices)] == [expected] * ask.choices
+    brief.close()
+
+
 def test_waiting_prompts_hold_up_those_who_write_by_one_reading_at_most(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

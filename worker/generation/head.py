@@ -78,6 +78,8 @@ class Outlook:
         known: list[int] | None = []
         for part in parts:
             known = None if known is None or part._known is None else [*known, *part._known]
+        if len({id(part._head) for part in parts}) > 1:  # prompts that were read in different ways
+            return cls(torch.cat([part.logits for part in parts]), None, known)
         return cls(torch.cat([part._values for part in parts]), parts[0]._head, known)
 
     def __len__(self) -> int:
