@@ -136,13 +136,26 @@ async def test_those_who_come_while_it_loads_share_it(shelf: Path, loads: Loads)
     kept.close()
 
 
-async def test_one_who_leaves_does_not_stop_the_load_for_the_others(shelf: Path, loads: Loads) -> None:
+async def test_one_who_leaves_does_not_stop_the_load_for_the_others(
+    shelf: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = threading.Event()
+
+    def load_late(*how: Any) -> Model:
+        loads.append("a")
+        begin.wait(30)
+        return model.load(*how)
+
+    monkeypatch.setattr(loaded, "load", load_late)
     kept = models(shelf, 2**30)
     first, second = (asyncio.create_task(use(kept, "a")) for _ in range(2))
-    await asyncio.sleep(0.02)
+    while not any(each["users"] == 2 for each in kept.listed()):  # noqa: ASYNC110  # nothing tells of it
+        await asyncio.sleep(0.001)
     first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    begin.set()
     await second
-    assert first.cancelled()
     assert loads == ["a"]
     kept.close()
 
