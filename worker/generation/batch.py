@@ -68,7 +68,7 @@ class Batch:
         """Read prompts and begin their choices; the prompts that the step itself is to read."""
         budget = READ_TOKENS
         self._start_choices()
-        while budget > 0 and not self._full:
+        while budget > 0 and not self._full and (self._reading or self.waiting):
             if self._reading is None:
                 together = self._take_waiting(budget)
                 if together and self._reads_along(together):
@@ -79,7 +79,7 @@ class Batch:
                     self._reading = Reading(self.waiting[place])
                     del self.waiting[place]
                 else:
-                    break  # nobody waits whose turn it is, or the next prompt is for the next turn
+                    break  # nobody has room now, or the next prompt is for the next turn
             if self._reading is not None:
                 budget -= self._read_on(self._reading, budget)
                 if self._reading.finished or self._reading.ticket.cancelled:
